@@ -1,0 +1,195 @@
+"""RunConfig: every setting of a run, typed and checked before anything starts.
+
+The defaults stand in pyproject.toml (`[tool.flwr.app.config]`), because Flower only lets a run
+override the keys written there; a test holds the two lists equal.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from fedbt_app.errors import FedBTError
+
+APP_DIR = Path(__file__).resolve().parent.parent
+TASKS = ("mlm", "classification", "ner")
+METHODS = ("fedbt", "full", "head", "lora", "fedbt-lora")
+PARTITIONERS = ("iid", "dirichlet", "size-skewed", "natural")
+EMBEDDED = "embedded"
+
+
+def key(doc: str, choices: tuple[str, ...] = (), at_least: float | None = None, at_most: float | None = None) -> Any:
+    """Declare one config key: its text for docs/config.md and its bounds."""
+    return field(metadata={"doc": doc, "choices": choices, "at_least": at_least, "at_most": at_most})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What one run does. Field `local_epochs` is the key `local-epochs`."""
+
+    task: str = key("What is trained.", TASKS)
+    method: str = key("What clients train and exchange; one row of the table in plan.py.", METHODS)
+    model: str = key("Base encoder: `embedded`, a hub id or a folder. Any checkpoint of model type bert.")
+    dataset: str = key(
+        "`embedded`, a hub id, a file (.jsonl .json .csv .parquet .txt, also .gz) or a folder of files named "
+        "train, validation and test."
+    )
+    dataset_subset: str = key("Configuration name of a hub data set; empty for none.")
+    text_column: str = key("Column with the text (mlm, classification).")
+    label_column: str = key("Column with the class (classification; dirichlet partitions of any task).")
+    tokens_column: str = key("Column with the list of words (ner).")
+    tags_column: str = key("Column with the BIO tags, one a word (ner).")
+    labels: str = key("Comma-separated label names, in order; empty merges what the clients report, sorted.")
+    max_length: int = key("Longest sequence in word pieces, [CLS] and [SEP] included.", at_least=8, at_most=512)
+    max_train_examples: int = key("Use at most so many training rows (seeded choice); 0 for all.", at_least=0)
+    max_test_examples: int = key("Use at most so many rows of the central test set; 0 for all.", at_least=0)
+    test_fraction: float = key("Share of the rows that becomes the test set when there is none.", at_least=0, at_most=0.9)
+    heldout_fraction: float = key("Share of a client's rows kept for its own evaluation.", at_least=0, at_most=0.9)
+    partitioner: str = key("How a simulation splits the rows over its clients.", PARTITIONERS)
+    dirichlet_alpha: float = key("Concentration of the label skew: small is more skewed.", at_least=1e-3)
+    partition_weights: str = key("Relative client sizes for `size-skewed`, e.g. `1,3,6,6,3,1`.")
+    partition_column: str = key("Column that names the site, for `natural`.")
+    num_rounds: int = key("Federated rounds.", at_least=1)
+    local_epochs: int = key("Passes over a client's rows in one round.", at_least=1)
+    local_depth: int = key(
+        "Blocks L_k of a client's model; 0 for the method's own default (half the depth for mlm, all of it for "
+        "the rest). A node's `local-depth` wins.",
+        at_least=0,
+    )
+    batch_size: int = key("Examples in a step.", at_least=1)
+    learning_rate: float = key("AdamW step size.", at_least=0)
+    weight_decay: float = key("AdamW weight decay, on matrices only.", at_least=0)
+    dropout: float = key("Dropout in trained blocks and the head; frozen blocks have none.", at_least=0, at_most=0.9)
+    mask_probability: float = key("Share of word pieces to predict (mlm).", at_least=0.01, at_most=0.9)
+    lora_rank: int = key("Rank of the adapters (lora, fedbt-lora).", at_least=1)
+    lora_alpha: float = key("Scale of the adapters: alpha / rank.", at_least=0)
+    participation: float = key("Share of the connected clients asked in a round.", at_least=1e-6, at_most=1)
+    min_clients: int = key("Clients that must be connected before the run starts.", at_least=1)
+    round_timeout: float = key("Seconds to wait for clients in one round.", at_least=1)
+    client_evaluation: str = key("When clients evaluate on their held-out rows.", ("never", "final", "every"))
+    seed: int = key("Seeds partition, sampling, masking, dropout and new tensors.", at_least=0)
+    device: str = key("`auto`, `cpu`, `cuda` or `cuda:1`; a node's `device` wins.")
+    output_dir: str = key("Folder for the report, the plots and the exported model.")
+    cache_dir: str = key("Folder for tokenised data; empty for ~/.cache/fedbt. A node's `cache-dir` wins.")
+    pool_dir: str = key("Folder for the clients' parameter pools; empty for the cache folder. A node's `pool-dir` wins.")
+
+    def __post_init__(self) -> None:
+        """Refuse settings that contradict each other."""
+        for spec in fields(self):
+            _check_bounds(spec, getattr(self, spec.name))
+        if self.partitioner == "natural" and not self.partition_column:
+            raise FedBTError("partitioner=natural needs partition-column: name the column that holds the site")
+        if self.partition_column and self.partitioner != "natural":
+            raise FedBTError("partition-column is only used by partitioner=natural: set that or drop the column")
+        if self.partitioner == "size-skewed" and not self.partition_weights:
+            raise FedBTError("partitioner=size-skewed needs partition-weights, for example partition-weights=1,3,6")
+        if self.partition_weights and self.partitioner != "size-skewed":
+            raise FedBTError("partition-weights is only used by partitioner=size-skewed: set that or drop the weights")
+        if self.labels and self.task == "mlm":
+            raise FedBTError("labels is set but task=mlm has none: drop labels or choose another task")
+        if self.local_depth and self.method not in ("fedbt", "fedbt-lora"):
+            raise FedBTError(f"local-depth is set but method={self.method} trains the whole depth: use local-depth=0")
+        for name in ("model", "dataset", "output_dir"):
+            if not getattr(self, name).strip():
+                raise FedBTError(f"{_dashed(name)} is empty: give a value, or drop it to use the default")
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The configured labels; empty when the clients' are to be merged."""
+        return tuple(name.strip() for name in self.labels.split(",") if name.strip())
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where tokenised data goes."""
+        return Path(self.cache_dir).expanduser() if self.cache_dir else Path.home() / ".cache" / "fedbt"
+
+    @property
+    def pool_folder(self) -> Path:
+        """Where parameter pools go."""
+        return Path(self.pool_dir).expanduser() if self.pool_dir else self.cache_folder / "pools"
+
+    @classmethod
+    def load(cls, values: Mapping[str, Any]) -> "RunConfig":
+        """Build from dashed keys, all of which must be given.
+
+        Raises
+        ------
+        FedBTError
+            For an unknown, missing or badly typed key, or contradictory settings.
+        """
+        specs = {_dashed(spec.name): spec for spec in fields(cls)}
+        for name in values:
+            if name not in specs:
+                raise FedBTError(f"unknown config key {name!r}{_nearest(name, specs)}; docs/config.md lists them all")
+        for name in specs:
+            if name not in values:
+                raise FedBTError(f"config key {name!r} is missing: add it to [tool.flwr.app.config]")
+        return cls(**{spec.name: _typed(name, spec, values[name]) for name, spec in specs.items()})
+
+    def with_node(self, node: Mapping[str, Any]) -> "RunConfig":
+        """Return this run as one node sees it: the node's own settings win over the run's.
+
+        Recognised node keys: `data-path`, `model-path`, `local-depth`, `device`, `cache-dir`, `pool-dir`.
+        """
+        own = {"data-path": "dataset", "model-path": "model"}
+        own |= {name: name.replace("-", "_") for name in ("local-depth", "device", "cache-dir", "pool-dir")}
+        values = {spec.name: getattr(self, spec.name) for spec in fields(self)}
+        specs = {spec.name: spec for spec in fields(self)}
+        for name, target in own.items():
+            if name in node:
+                values[target] = _typed(f"node config {name}", specs[target], node[name])
+        return RunConfig(**values)
+
+
+def defaults() -> dict[str, Any]:
+    """Return the defaults, by dashed key, as pyproject.toml states them."""
+    with (APP_DIR / "pyproject.toml").open("rb") as file:
+        return dict(tomllib.load(file)["tool"]["flwr"]["app"]["config"])
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Read `KEY=VALUE`; the value is TOML where it parses, else the plain string."""
+    name, separator, value = text.partition("=")
+    if not separator or not name.strip():
+        raise FedBTError(f"{text!r} is not KEY=VALUE: write for example num-rounds=10")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    return name.strip(), parsed if isinstance(parsed, bool | int | float | str) else value
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _typed(name: str, spec: "Field[Any]", value: Any) -> Any:
+    wanted: Any = spec.type
+    if wanted is float and type(value) is int:
+        return float(value)
+    if wanted is str and type(value) in (int, float):  # `labels=1` or `partition-weights=3` typed unquoted
+        return str(value)
+    if type(value) is not wanted:
+        raise FedBTError(f"{name} must be {_WORDS[wanted]}, not {value!r}")
+    return value
+
+
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def _check_bounds(spec: "Field[Any]", value: Any) -> None:
+    name, bounds = _dashed(spec.name), spec.metadata
+    if bounds["choices"] and value not in bounds["choices"]:
+        raise FedBTError(f"{name}={value} is not one of {', '.join(bounds['choices'])}")
+    if bounds["at_least"] is not None and not value >= bounds["at_least"]:
+        raise FedBTError(f"{name}={value} is too small: it must be at least {bounds['at_least']:g}")
+    if bounds["at_most"] is not None and not value <= bounds["at_most"]:
+        raise FedBTError(f"{name}={value} is too large: it may be at most {bounds['at_most']:g}")

@@ -1,0 +1,9 @@
+"""The one exception that is meant for a person."""
+
+
+class FedBTError(Exception):
+    """Something a user can mend: `str(error)` is one line that names the thing and says how.
+
+    Raised for bad input only. It never carries local text or labels, so its message may
+    travel to the server and into logs.
+    """
