@@ -1,0 +1,190 @@
+"""Pool + plan -> the local torch model: which blocks it has, what of it is trained.
+
+*Trained* means `requires_grad` after `build`; the optimizer, the delta, the bytes and the FLOPs all
+follow from it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from fedbt_app.blocks import Shapes, adapter_part, at_block, block_part, part_of
+from fedbt_app.checkpoint import Checkpoint
+from fedbt_app.errors import FedBTError
+from fedbt_app.plan import RoundPlan
+from fedbt_app.pool import Tensors
+
+LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What makes a model of a base checkpoint besides its weights."""
+
+    task: str
+    labels: tuple[str, ...] = ()
+    dropout: float = 0.1
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where tensors come from: `held(part)` (a pool, or the server's state) over the base checkpoint."""
+
+    checkpoint: Checkpoint
+    held: Callable[[str], Tensors]
+    spec: ModelSpec
+
+    def shapes(self, part: str) -> Shapes:
+        """Shapes of the tensors of `part`."""
+        return self.checkpoint.architecture.part(part, self.spec.task, len(self.spec.labels), self.spec.lora_rank)
+
+    def part(self, part: str) -> Tensors:
+        """Read `part` whole."""
+        shapes, held = self.shapes(part), self.held(part)
+        tensors = self.checkpoint.tensors({name: shape for name, shape in shapes.items() if name not in held}) | held
+        if missing := shapes.keys() - tensors.keys():
+            raise FedBTError(f"{part} lacks {sorted(missing)[0]}: neither the base checkpoint nor the pool holds it")
+        return tensors
+
+    def block(self, index: int, merge: bool) -> Tensors:
+        """Read encoder block `index`; `merge` adds what its adapters, if any, have learned so far."""
+        tensors = self.part(block_part(index))
+        adapters = self.held(adapter_part(index)) if merge else {}
+        for name in adapters:
+            if name.endswith(LORA_A):
+                stem = name.removesuffix(LORA_A)
+                scale = self.spec.lora_alpha / self.spec.lora_rank
+                learned = adapters[stem + LORA_B] @ adapters[name]
+                tensors[f"{stem}.weight"] = tensors[f"{stem}.weight"] + scale * learned
+        return tensors
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A built model; `trained` maps canonical (global) tensor names to its trained parameters."""
+
+    module: torch.nn.Module
+    plan: RoundPlan
+    spec: ModelSpec
+    trained: dict[str, torch.nn.Parameter]
+
+    def snapshot(self) -> Tensors:
+        """Copy the trained tensors to the CPU, float32."""
+        return {name: value.detach().to("cpu", torch.float32, copy=True) for name, value in self.trained.items()}
+
+    def delta(self, received: Tensors) -> Tensors:
+        """Return trained minus received, float32 on the CPU."""
+        return {name: value - received[name] for name, value in self.snapshot().items()}
+
+
+def build(weights: Weights, plan: RoundPlan, device: torch.device | str = "cpu") -> LocalModel:
+    """Build the local model of `plan`: only its own blocks are read and held.
+
+    Returns
+    -------
+    LocalModel
+        With `requires_grad` set on exactly the tensors of `plan.trained_parts`, and dropout active
+        only in trained blocks and the head.
+    """
+    tensors = weights.part("embeddings") | weights.part("head")
+    adapted = plan.trained_blocks if plan.adapters else ()
+    for position, index in enumerate(plan.local_blocks):
+        block = weights.block(index, merge=index not in adapted)
+        tensors |= {at_block(name, position): tensor for name, tensor in block.items()}
+    module = _assemble(weights, len(plan.local_blocks), tensors)
+    if adapted:
+        _inject_adapters(module, weights, plan)
+    module.to(device)
+    trained = _mark_trained(module, plan)
+    _set_modes(module, plan)
+    return LocalModel(module, plan, weights.spec, trained)
+
+
+def _assemble(weights: Weights, depth: int, tensors: Tensors) -> torch.nn.Module:
+    """Make transformers' stock model around `tensors` without ever allocating random ones."""
+    from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertForTokenClassification
+
+    spec = weights.spec
+    config = BertConfig(
+        **{
+            **{name: value for name, value in weights.checkpoint.config.items() if name not in _REPLACED},
+            "num_hidden_layers": depth,
+            "hidden_dropout_prob": spec.dropout,
+            "attention_probs_dropout_prob": spec.dropout,
+            "id2label": dict(enumerate(spec.labels)) or {0: "LABEL_0"},
+            "label2id": {name: index for index, name in enumerate(spec.labels)} or {"LABEL_0": 0},
+        }
+    )
+    classes = {
+        "mlm": BertForMaskedLM,
+        "classification": BertForSequenceClassification,
+        "ner": BertForTokenClassification,
+    }
+    with torch.device("meta"):
+        module: torch.nn.Module = classes[spec.task](config)
+    module.load_state_dict(tensors, strict=False, assign=True)
+    embeddings = module.bert.embeddings
+    embeddings.position_ids = torch.arange(config.max_position_embeddings).expand((1, -1))
+    embeddings.token_type_ids = torch.zeros_like(embeddings.position_ids)
+    if spec.task == "mlm":
+        decoder = module.cls.predictions.decoder
+        decoder.weight, decoder.bias = embeddings.word_embeddings.weight, module.cls.predictions.bias
+    if unset := [name for name, value in module.named_parameters() if value.is_meta]:
+        raise FedBTError(f"the base checkpoint gives no value for {unset[0]}: it is not a complete BERT")
+    return module
+
+
+_REPLACED = {"architectures", "torch_dtype", "dtype", "num_labels", "transformers_version", "_name_or_path"}
+_REPLACED |= {"problem_type", "classifier_dropout"}
+
+
+def _inject_adapters(module: torch.nn.Module, weights: Weights, plan: RoundPlan) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    from fedbt_app.blocks import ADAPTED_MODULES
+
+    positions = [plan.local_blocks.index(block) for block in plan.trained_blocks]
+    spec = weights.spec
+    inject_adapter_in_model(
+        LoraConfig(
+            r=spec.lora_rank,
+            lora_alpha=spec.lora_alpha,  # type: ignore[arg-type]  # peft divides: a float is as good
+            lora_dropout=spec.dropout,
+            target_modules=list(ADAPTED_MODULES),
+            layers_to_transform=positions,
+            layers_pattern="layer",
+        ),
+        module,
+    )
+    parameters = dict(module.named_parameters())
+    for position, block in zip(positions, plan.trained_blocks, strict=True):
+        for name, tensor in weights.part(adapter_part(block)).items():
+            parameters[at_block(name, position).replace(".weight", ".default.weight")].data.copy_(tensor)
+
+
+def _mark_trained(module: torch.nn.Module, plan: RoundPlan) -> dict[str, torch.nn.Parameter]:
+    trained = {}
+    for local_name, parameter in module.named_parameters():
+        name = local_name.replace(".default.weight", ".weight")
+        part = part_of(name)
+        kind, _, position = part.partition(".")
+        if position:  # a position of the local model: say which global block that is
+            block = plan.local_blocks[int(position)]
+            part, name = f"{kind}.{block}", at_block(name, block)
+        parameter.requires_grad_(part in plan.trained_parts)
+        if parameter.requires_grad:
+            parameter.data = parameter.data.clone()  # what was read may be a view of the checkpoint's file
+            trained[name] = parameter
+    return trained
+
+
+def _set_modes(module: torch.nn.Module, plan: RoundPlan) -> None:
+    """Dropout noise only where something is learned: frozen blocks run as in evaluation."""
+    module.train()
+    if not plan.embeddings:
+        module.bert.embeddings.eval()
+    for block, layer in zip(plan.local_blocks, module.bert.encoder.layer, strict=True):
+        layer.train(block in plan.trained_blocks)

@@ -1,0 +1,302 @@
+"""The wire schema: what server and client say to each other, as Flower records.
+
+The only file that knows record keys. Whatever arrives is checked here for shape and type before
+anything uses it; nothing is unpickled (Flower reads arrays with pickling off).
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+
+from fedbt_app.codec import Encoded
+from fedbt_app.costs import ClientCosts
+from fedbt_app.errors import FedBTError
+from fedbt_app.plan import RoundPlan
+from fedbt_app.pool import PartState
+from fedbt_app.state import DELTA, VALUE, Update
+
+OK, LACKING, FAILED = "ok", "lacking", "failed"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Sync:
+    """The updates that a pool lacks and the states that it must then have."""
+
+    lineage: str
+    updates: list[Update]
+    expected: dict[str, PartState]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the server asks. A query brings no more than the lineage; `plan` is for training only."""
+
+    sync: Sync
+    labels: tuple[str, ...] = ()
+    plan: RoundPlan | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a client answers to any request.
+
+    status OK, LACKING (the pool is not as expected: `held` says what it has; send the rest), or
+    FAILED (`error` says why, in one line).
+    """
+
+    status: str = OK
+    error: str = ""
+    held: dict[str, PartState] | None = None
+    examples: int = 0
+    metrics: dict[str, float] | None = None
+    costs: ClientCosts = ClientCosts()
+    deltas: dict[str, Encoded] | None = None
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """A client's answer to the query: names and counts, no text."""
+
+    name: str
+    fingerprint: str
+    base: str
+    examples: int
+    heldout: int
+    local_depth: int
+    device: str
+    label_counts: dict[str, int]
+    held: dict[str, PartState]
+
+
+def request_record(request: Request) -> RecordDict:
+    """Put a request into Flower records."""
+    sync = request.sync
+    run = ConfigRecord({"lineage": sync.lineage, "labels": list(request.labels)})
+    updates = ConfigRecord(
+        {
+            "parts": [update.part for update in sync.updates],
+            "kinds": [update.kind for update in sync.updates],
+            "versions": [update.state.version for update in sync.updates],
+            "digests": [update.state.digest for update in sync.updates],
+        }
+    )
+    arrays, headers = _encoded_records({update.part: update.encoded for update in sync.updates})
+    content = RecordDict(
+        {"run": run, "expected": _states_record(sync.expected), "updates": updates, "headers": headers, "parts": arrays}
+    )
+    if request.plan is not None:
+        plan = request.plan
+        content["plan"] = ConfigRecord(
+            {
+                "round": plan.round,
+                "local-blocks": list(plan.local_blocks),
+                "trained-blocks": list(plan.trained_blocks),
+                "embeddings": plan.embeddings,
+                "adapters": plan.adapters,
+            }
+        )
+    return content
+
+
+def read_request(message: Message) -> Request:
+    """Read a request on the client."""
+    return _checked("the server's request", lambda: _read_request(message.content))
+
+
+def _read_request(content: RecordDict) -> Request:
+    run, updates, encoded = content["run"], content["updates"], _read_encoded(content)
+    listed = zip(updates["parts"], updates["kinds"], updates["versions"], updates["digests"], strict=True)
+    sync = Sync(
+        lineage=_of_type(run["lineage"], str),
+        updates=[
+            Update(part, _one_of(kind, (DELTA, VALUE)), PartState(_of_type(version, int), digest), encoded[part])
+            for part, kind, version, digest in listed
+        ],
+        expected=_read_states(content["expected"]),
+    )
+    plan = None
+    if "plan" in content:
+        raw = content["plan"]
+        plan = RoundPlan(
+            round=_of_type(raw["round"], int),
+            local_blocks=tuple(raw["local-blocks"]),
+            trained_blocks=tuple(raw["trained-blocks"]),
+            embeddings=_of_type(raw["embeddings"], bool),
+            adapters=_of_type(raw["adapters"], bool),
+        )
+    return Request(sync, tuple(run["labels"]), plan)
+
+
+def reply_message(reply: Reply, message: Message) -> Message:
+    """Answer `message`; the reply states its own serialised size, and the request's."""
+    arrays, headers = _encoded_records(reply.deltas or {})
+    costs = replace(
+        reply.costs,
+        downlink_payload_bytes=payload_bytes(message.content),
+        downlink_serialised_bytes=serialised_bytes(message),
+        uplink_payload_bytes=sum(array.nbytes for part in (reply.deltas or {}).values() for array in part.arrays.values()),
+    )
+    content = RecordDict(
+        {
+            "reply": ConfigRecord({"status": reply.status, "error": reply.error}),
+            "held": _states_record(reply.held or {}),
+            "counts": MetricRecord({"num-examples": reply.examples}),
+            "metrics": MetricRecord(dict(reply.metrics or {})),
+            "headers": headers,
+            "parts": arrays,
+        }
+    )
+
+    def with_costs(measured: ClientCosts) -> Message:
+        # as floats, whose encoding has one size: stating the size does not change it
+        content["costs"] = MetricRecord({name: float(value) for name, value in asdict(measured).items()})
+        return Message(content, reply_to=message)
+
+    return with_costs(replace(costs, uplink_serialised_bytes=serialised_bytes(with_costs(costs))))
+
+
+def read_reply(message: Message) -> Reply:
+    """Read any reply on the server.
+
+    Raises
+    ------
+    FedBTError
+        When the node failed, or sent something that is not a reply of FedBT.
+    """
+    if message.has_error():
+        raise FedBTError(f"no answer from the node ({message.error.reason or 'reason unknown'})")
+    return _checked("the client's reply", lambda: _read_reply(message.content))
+
+
+def _read_reply(content: RecordDict) -> Reply:
+    kinds: dict[str, Callable[[float], Any]] = {spec.name: spec.type for spec in fields(ClientCosts)}  # type: ignore[misc]
+    costs = content["costs"]
+    for name in kinds:
+        if not (np.isfinite(costs[name]) and costs[name] >= 0):
+            raise ValueError(f"cost {name} is not a number of zero or more")
+    return Reply(
+        status=_one_of(content["reply"]["status"], (OK, LACKING, FAILED)),
+        error=_of_type(content["reply"]["error"], str)[:500],
+        held=_read_states(content["held"]),
+        examples=_count(content["counts"]["num-examples"]),
+        metrics={name: float(value) for name, value in content["metrics"].items()},
+        costs=ClientCosts(**{name: kind(costs[name]) for name, kind in kinds.items()}),
+        deltas=_read_encoded(content),
+    )
+
+
+def capabilities_message(capabilities: Capabilities, message: Message) -> Message:
+    """Answer a query."""
+    plain = {name: value for name, value in asdict(capabilities).items() if name not in ("label_counts", "held")}
+    content = RecordDict(
+        {
+            "capabilities": ConfigRecord(plain),
+            "labels": ConfigRecord(
+                {"names": list(capabilities.label_counts), "counts": list(capabilities.label_counts.values())}
+            ),
+            "held": _states_record(capabilities.held),
+            "reply": ConfigRecord({"status": OK, "error": ""}),
+        }
+    )
+    return Message(content, reply_to=message)
+
+
+def refusal_message(error: str, message: Message) -> Message:
+    """Answer any request with one line on why the client can't do it."""
+    return reply_message(Reply(status=FAILED, error=error), message)
+
+
+def read_capabilities(message: Message) -> Capabilities:
+    """Read the answer to a query; FedBTError when the client failed or refused."""
+    if message.has_error() or message.content["reply"]["status"] != OK:
+        raise FedBTError(read_reply(message).error)
+    return _checked("the client's answer to the query", lambda: _read_capabilities(message.content))
+
+
+def _read_capabilities(content: RecordDict) -> Capabilities:
+    plain, labels = content["capabilities"], content["labels"]
+    wanted = {spec.name: spec.type for spec in fields(Capabilities) if spec.name not in ("label_counts", "held")}
+    values: dict[str, Any] = {name: _of_type(plain[name], kind) for name, kind in wanted.items()}  # type: ignore[arg-type]
+    for name in ("examples", "heldout", "local_depth"):
+        _count(values[name])
+    counts = zip(labels["names"], labels["counts"], strict=True)
+    return Capabilities(
+        **values,
+        label_counts={_of_type(name, str): _count(number) for name, number in counts},
+        held=_read_states(content["held"]),
+    )
+
+
+def payload_bytes(content: RecordDict) -> int:
+    """Return the bytes of tensor data in a message, without names, headers or framing."""
+    return sum(array.numpy().nbytes for array in content["parts"].values()) if "parts" in content else 0
+
+
+def serialised_bytes(message: Message) -> int:
+    """Return the bytes that Flower transfers for `message`: its objects, each once, and their tree.
+
+    Uses private functions of Flower, as there is no public one.
+    """
+    objects = get_all_nested_objects(message)
+    return sum(len(item.deflate()) for item in objects.values()) + get_object_tree(message).ByteSize()
+
+
+def _encoded_records(encoded: Mapping[str, Encoded]) -> tuple[ArrayRecord, ConfigRecord]:
+    arrays = {f"{part}/{name}": Array(array) for part, item in encoded.items() for name, array in item.arrays.items()}
+    return ArrayRecord(arrays), ConfigRecord({part: item.header for part, item in encoded.items()})
+
+
+def _read_encoded(content: RecordDict) -> dict[str, Encoded]:
+    grouped: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in content["parts"].items():
+        part, _, key = name.rpartition("/")
+        grouped.setdefault(part, {})[key] = array.numpy()
+    headers = content["headers"]
+    return {part: Encoded(grouped.pop(part, {}), _of_type(headers[part], str)) for part in headers} | {
+        part: Encoded(arrays, "") for part, arrays in grouped.items()
+    }
+
+
+def _states_record(states: Mapping[str, PartState]) -> ConfigRecord:
+    return ConfigRecord({part: json.dumps([state.version, state.digest]) for part, state in states.items()})
+
+
+def _read_states(record: Mapping[str, Any]) -> dict[str, PartState]:
+    states = {}
+    for part, text in record.items():
+        version, digest = json.loads(text)
+        states[part] = PartState(_count(version), _of_type(digest, str))
+    return states
+
+
+def _checked(what: str, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as reason:
+        detail = f"missing {reason}" if isinstance(reason, KeyError) else type(reason).__name__
+        raise FedBTError(f"{what} is malformed ({detail}): run the same FedBT version on both sides") from None
+
+
+def _of_type(value: Any, kind: type[T]) -> T:
+    if type(value) is not kind:
+        raise TypeError(kind)
+    return value
+
+
+def _one_of(value: Any, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise ValueError(choices)
+    return str(value)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError("a count is negative or not whole")
+    return value
