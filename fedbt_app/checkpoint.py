@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from fedbt_app.blocks import Architecture, Shapes
+from fedbt_app.blocks import Architecture
 from fedbt_app.config import EMBEDDED
 from fedbt_app.errors import FedBTError
 
@@ -93,13 +93,11 @@ class Checkpoint:
             raise FedBTError(f"{self.folder} lacks tensor {name}: the checkpoint is incomplete")
         return self._weights.read(self._stored[name]).to(torch.float32)
 
-    def tensors(self, shapes: Shapes) -> dict[str, torch.Tensor]:
-        """Read those tensors of `shapes` that the checkpoint holds with that very shape.
-
-        Any other (a head made for another label set, say) counts as not held.
-        """
-        found = {name: self.tensor(name) for name in shapes if name in self}
-        return {name: tensor for name, tensor in found.items() if tuple(tensor.shape) == shapes[name]}
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label names of the checkpoint's own classifier, in the order of their ids."""
+        names = self.config.get("id2label") or {}
+        return tuple(names[index] for index in sorted(names, key=int))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -16,7 +16,7 @@ APP_DIR = Path(__file__).resolve().parent.parent
 TASKS = ("mlm", "classification", "ner")
 METHODS = ("fedbt", "full", "head", "lora", "fedbt-lora")
 PARTITIONERS = ("iid", "dirichlet", "size-skewed", "natural")
-EMBEDDED = "embedded"
+EMBEDDED, NO_DATA = "embedded", "none"
 
 
 def key(doc: str, choices: tuple[str, ...] = (), at_least: float | None = None, at_most: float | None = None) -> Any:
@@ -30,10 +30,13 @@ class RunConfig:
 
     task: str = key("What is trained.", TASKS)
     method: str = key("What clients train and exchange; one row of the table in plan.py.", METHODS)
-    model: str = key("Base encoder: `embedded`, a hub id or a folder. Any checkpoint of model type bert.")
+    model: str = key(
+        "Base encoder: `embedded`, a hub id or a folder. Any checkpoint of model type bert. A node's `model-path` wins."
+    )
     dataset: str = key(
         "`embedded`, a hub id, a file (.jsonl .json .csv .parquet .txt, also .gz) or a folder of files named "
-        "train, validation and test."
+        "train, validation and test; `none` for a server without data, where every node has a data-path. A node's "
+        "`data-path` wins."
     )
     dataset_subset: str = key("Configuration name of a hub data set; empty for none.")
     text_column: str = key("Column with the text (mlm, classification).")
@@ -68,6 +71,8 @@ class RunConfig:
     min_clients: int = key("Clients that must be connected before the run starts.", at_least=1)
     round_timeout: float = key("Seconds to wait for clients in one round.", at_least=1)
     client_evaluation: str = key("When clients evaluate on their held-out rows.", ("never", "final", "every"))
+    codec: str = key("Number format of the deltas, both ways: float32, bf16, int8, int4 or int2, each also `+zstd`.")
+    reference: str = key("Folder of a finished method=full run to compare with; empty predicts its costs.")
     seed: int = key("Seeds partition, sampling, masking, dropout and new tensors.", at_least=0)
     device: str = key("`auto`, `cpu`, `cuda` or `cuda:1`; a node's `device` wins.")
     output_dir: str = key("Folder for the report, the plots and the exported model.")

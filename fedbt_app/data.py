@@ -515,16 +515,25 @@ def _identity(config: RunConfig) -> list[Any]:
     return [[name, str(files[name].resolve()), stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()]
 
 
-def _save(folder: Path, splits: Mapping[str, Columns], counts: Mapping[str, int]) -> None:
-    import datasets
+def _dataset(columns: Columns) -> "Dataset":
     from datasets import Dataset, Features, List, Value
 
-    datasets.disable_progress_bars()
     kinds = {"input_ids": List(Value("int32")), "label": Value("string"), "tags": List(Value("string"))}
+    return Dataset.from_dict(columns, features=Features({name: kinds[name] for name in columns}))
+
+
+def _save(folder: Path, splits: Mapping[str, Columns], counts: Mapping[str, int]) -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
     for name, columns in splits.items():
-        features = Features({column: kinds[column] for column in columns})
-        Dataset.from_dict(columns, features=features).save_to_disk(folder / name)
-    about = {"splits": list(splits), "label_counts": counts}
+        if _length(columns):  # datasets cannot read back what has no rows
+            _dataset(columns).save_to_disk(folder / name)
+    about = {
+        "rows": {name: _length(columns) for name, columns in splits.items()},
+        "columns": list(next(iter(splits.values()))),
+        "label_counts": counts,
+    }
     (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
 
@@ -532,7 +541,13 @@ def _open(folder: Path) -> tuple[dict[str, "Dataset"], dict[str, int]]:
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     from datasets import Dataset
 
-    return {name: Dataset.load_from_disk(folder / name) for name in about["splits"]}, about["label_counts"]
+    splits = {
+        name: Dataset.load_from_disk(folder / name)
+        if rows
+        else _dataset({column: [] for column in about["columns"]})
+        for name, rows in about["rows"].items()
+    }
+    return splits, about["label_counts"]
 
 
 def _publish(scratch: Path, folder: Path) -> tuple[dict[str, "Dataset"], dict[str, int]]:

@@ -11,6 +11,7 @@ import torch
 
 from fedbt_app.blocks import Shapes, adapter_part, at_block, block_part, part_of
 from fedbt_app.checkpoint import Checkpoint
+from fedbt_app.config import RunConfig
 from fedbt_app.errors import FedBTError
 from fedbt_app.plan import RoundPlan
 from fedbt_app.pool import Tensors
@@ -41,10 +42,27 @@ class Weights:
         """Shapes of the tensors of `part`."""
         return self.checkpoint.architecture.part(part, self.spec.task, len(self.spec.labels), self.spec.lora_rank)
 
+    def lacking(self, part: str) -> Shapes:
+        """Shapes of those tensors of `part` that the base has none of: the server makes and sends them once.
+
+        A classifier in the base counts only if it is one for the very same labels.
+        """
+        base = self._base_shapes(part)
+        return {name: shape for name, shape in self.shapes(part).items() if name not in base}
+
+    def _base_shapes(self, part: str) -> Shapes:
+        same_labels = self.checkpoint.labels == self.spec.labels
+        return {
+            name: shape
+            for name, shape in self.shapes(part).items()
+            if name in self.checkpoint and (same_labels or not name.startswith("classifier."))
+        }
+
     def part(self, part: str) -> Tensors:
         """Read `part` whole."""
         shapes, held = self.shapes(part), self.held(part)
-        tensors = self.checkpoint.tensors({name: shape for name, shape in shapes.items() if name not in held}) | held
+        base = {name: self.checkpoint.tensor(name) for name in self._base_shapes(part) if name not in held}
+        tensors = base | held
         if missing := shapes.keys() - tensors.keys():
             raise FedBTError(f"{part} lacks {sorted(missing)[0]}: neither the base checkpoint nor the pool holds it")
         return tensors
@@ -78,6 +96,30 @@ class LocalModel:
     def delta(self, received: Tensors) -> Tensors:
         """Return trained minus received, float32 on the CPU."""
         return {name: value - received[name] for name, value in self.snapshot().items()}
+
+
+def model_spec(config: RunConfig, labels: tuple[str, ...]) -> ModelSpec:
+    """Return what a run's configuration says of the model."""
+    return ModelSpec(config.task, labels, config.dropout, config.lora_rank, config.lora_alpha)
+
+
+def new_tensors(shapes: Shapes, seed: int) -> Tensors:
+    """Initialise tensors that no checkpoint holds, as BERT does; adapters start as no change (LoRA, section 4.1)."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, shape in shapes.items():
+        if name.endswith("LayerNorm.weight"):
+            tensors[name] = torch.ones(shape)
+        elif len(shape) < 2 or name.endswith(LORA_B):
+            tensors[name] = torch.zeros(shape)
+        else:
+            tensors[name] = torch.empty(shape).normal_(0.0, 0.02, generator=generator)
+    return tensors
+
+
+def whole_plan(weights: Weights) -> RoundPlan:
+    """Return the plan of the global model with nothing trained: for evaluation and export."""
+    return RoundPlan(0, tuple(range(weights.checkpoint.architecture.depth)), ())
 
 
 def build(weights: Weights, plan: RoundPlan, device: torch.device | str = "cpu") -> LocalModel:

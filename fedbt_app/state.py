@@ -70,14 +70,12 @@ class GlobalState:
     """Every part that differs from the base checkpoint, with its version and last aggregated delta."""
 
     checkpoint: Checkpoint
-    new_tensors: Tensors  # what the base lacks (head, adapters), made by the server
     codec: str = "float32"
     _parts: dict[str, _Part] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        """Start with the new tensors at version 0."""
-        for part, tensors in by_part(self.new_tensors).items():
-            self._parts[part] = _Part(tensors, PartState(BASE, digest(tensors)))
+    def introduce(self, part: str, tensors: Tensors) -> None:
+        """Add tensors that the base lacks (a new head, adapters), made by the server, at version 0."""
+        self._parts[part] = _Part(tensors, PartState(BASE, digest(tensors)))
 
     def tensors(self, part: str) -> Tensors:
         """Return the tensors of `part` that differ from the base checkpoint's."""

@@ -57,6 +57,13 @@ class SpecialTokens:
     vocabulary: int
 
 
+def special_tokens(tokenizer: Any) -> SpecialTokens:
+    """Read them off a transformers tokenizer."""
+    return SpecialTokens(
+        tokenizer.pad_token_id, tokenizer.mask_token_id, tuple(tokenizer.all_special_ids), len(tokenizer)
+    )
+
+
 @dataclass(frozen=True)
 class Collator:
     """Makes a batch of rows.

@@ -1,0 +1,45 @@
+"""The client's side of the Flower app: three messages, each a few lines around fedbt_app.client."""
+
+import logging
+import traceback
+from collections.abc import Callable
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedbt_app.client import Client
+from fedbt_app.errors import FedBTError
+from fedbt_app.messages import capabilities_message, read_request, refusal_message, reply_message
+
+app = ClientApp()
+
+
+def answer(message: Message, context: Context, work: Callable[[Client], Message]) -> Message:
+    """Do `work`; a failure becomes an answer of one line that carries no local text."""
+    try:
+        return work(Client(context.run_config, context.node_config))
+    except FedBTError as error:
+        reason = str(error)
+    except Exception as error:  # its own message may quote local text: say only what and where
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__} at {at.filename.rsplit('/', 1)[-1]}:{at.lineno}"
+    logging.getLogger("flwr").error("fedbt: error: %s", reason)
+    return refusal_message(reason, message)
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """Say what this site has and can."""
+    return answer(message, context, lambda c: capabilities_message(c.capabilities(read_request(message)), message))
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train the plan's blocks on the site's rows."""
+    return answer(message, context, lambda client: reply_message(client.train(read_request(message)), message))
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate the global model on the site's held-out rows."""
+    return answer(message, context, lambda client: reply_message(client.evaluate(read_request(message)), message))

@@ -1,0 +1,163 @@
+"""One client: answers the server's query, trains its local model, evaluates on its held-out rows.
+
+A new object (in deployment a new process) answers each message; what must last is on disk, in the
+parameter pool and the tokenised-data cache.
+"""
+
+import zlib
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from fedbt_app import data, train
+from fedbt_app.checkpoint import Checkpoint, find_model
+from fedbt_app.codec import decode, encode
+from fedbt_app.config import RunConfig
+from fedbt_app.costs import ClientCosts, FlopMeter, Stopwatch
+from fedbt_app.errors import FedBTError
+from fedbt_app.local_model import Weights, build, model_spec, whole_plan
+from fedbt_app.messages import LACKING, Capabilities, Reply, Request
+from fedbt_app.pool import ParameterPool, PartState, digest
+from fedbt_app.predict import StepShape, full_plan, step_flops, stock_step_flops
+from fedbt_app.state import DELTA, Update, by_part
+from fedbt_app.tasks import Collator, special_tokens
+
+
+class Client:
+    """A site as its run and node configuration describe it."""
+
+    def __init__(self, run_config: Mapping[str, Any], node_config: Mapping[str, Any]) -> None:
+        self.config = RunConfig.load(run_config).with_node(node_config)
+        self.device = pick_device(self.config.device)
+        partition = (node_config.get("partition-id"), node_config.get("num-partitions"))
+        self._partition = None
+        if "data-path" not in node_config:
+            if not all(isinstance(value, int) for value in partition):
+                raise FedBTError("the node has neither data-path nor partition-id and num-partitions: set data-path")
+            self._partition = (int(partition[0]), int(partition[1]))  # type: ignore[arg-type]
+        self.name = str(node_config.get("name", f"client-{partition[0]}" if partition[0] is not None else "client"))
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The base that every site starts from."""
+        return Checkpoint(find_model(self.config.model))
+
+    @cached_property
+    def _data(self) -> data.ClientData:
+        base = self.checkpoint
+        return data.client_data(self.config, base.tokenizer, base.tokenizer_id, self._partition)
+
+    def capabilities(self, request: Request) -> Capabilities:
+        """Say what this site has and can: names and counts only."""
+        return Capabilities(
+            name=self.name,
+            fingerprint=self.checkpoint.fingerprint,
+            base=self.config.model,
+            examples=len(self._data.train),
+            heldout=len(self._data.heldout),
+            local_depth=self.config.local_depth,
+            device=str(self.device),
+            label_counts=self._data.label_counts,
+            held=self._pool(request).states(),
+        )
+
+    def train(self, request: Request) -> Reply:
+        """Bring the pool up to date, train the plan's blocks on the local rows, return their deltas."""
+        if request.plan is None:
+            raise FedBTError("the server asked for training without a plan: update FedBT on both sides")
+        config, plan, watch, meter = self.config, request.plan, Stopwatch(self.device), FlopMeter()
+        pool, weights = self._pool(request), self._weights(request)
+        held = synchronise(pool, weights, request)
+        if held != request.sync.expected:
+            return Reply(LACKING, held=held)
+        local = build(weights, plan, self.device)
+        received = local.snapshot()
+        settings = train.TrainSettings(config.local_epochs, config.batch_size, config.learning_rate, config.weight_decay)
+        seed = [config.seed, zlib.crc32(self.name.encode()), plan.round]
+        rows = self._data.train.to_list()
+        result = train.run(local, rows, self._collator(request), settings, meter, seed)
+        deltas = by_part(local.delta(received))
+        return Reply(
+            held=held,
+            examples=result.examples,
+            metrics={"train_loss": result.loss},
+            deltas={part: encode(tensors, config.codec, seed[1] + plan.round) for part, tensors in deltas.items()},
+            costs=self._costs(request, result.shapes, meter, watch),
+        )
+
+    def evaluate(self, request: Request) -> Reply:
+        """Bring the pool up to date and evaluate the whole global model on the held-out rows."""
+        watch = Stopwatch(self.device)
+        pool, weights = self._pool(request), self._weights(request)
+        held = synchronise(pool, weights, request)
+        if held != request.sync.expected:
+            return Reply(LACKING, held=held)
+        rows = self._data.heldout.to_list()
+        metrics: dict[str, float] = {}
+        if rows:
+            local = build(weights, whole_plan(weights), self.device)
+            metrics = train.evaluate(local, rows, self._collator(request), self.config.batch_size)
+        costs = ClientCosts(seconds=watch.seconds, peak_memory_bytes=watch.peak_memory_bytes)
+        return Reply(held=held, examples=len(rows), metrics=metrics, costs=costs)
+
+    def _pool(self, request: Request) -> ParameterPool:
+        return ParameterPool(self.config.pool_folder, request.sync.lineage, self.name)
+
+    def _weights(self, request: Request) -> Weights:
+        return Weights(self.checkpoint, self._pool(request).tensors, model_spec(self.config, request.labels))
+
+    def _collator(self, request: Request) -> Collator:
+        config = self.config
+        tokens = special_tokens(self.checkpoint.tokenizer())
+        return Collator(config.task, tokens, request.labels, config.mask_probability)
+
+    def _costs(
+        self, request: Request, shapes: list[tuple[int, int, int, bool]], meter: FlopMeter, watch: Stopwatch
+    ) -> ClientCosts:
+        arch, config, labels = self.checkpoint.architecture, self.config, len(request.labels)
+        full = full_plan(arch.depth)
+        return ClientCosts(
+            train_flops=meter.total,
+            stock_flops=sum(stock_step_flops(arch, config.task, labels, shape[0], config.max_length) for shape in shapes),
+            same_flops=sum(step_flops(arch, config.task, labels, full, StepShape(*shape[:3])) for shape in shapes),
+            seconds=watch.seconds,
+            peak_memory_bytes=watch.peak_memory_bytes,
+        )
+
+
+def synchronise(pool: ParameterPool, weights: Weights, request: Request) -> dict[str, PartState]:
+    """Apply the server's updates to the pool and return what it then holds.
+
+    An update that does not give the digest it promises is not stored: the reply then says what is
+    lacking and the server sends the part whole.
+    """
+    for update in request.sync.updates:
+        tensors = _updated(weights, update)
+        if digest(tensors) == update.state.digest:
+            pool.store(update.part, update.state.version, tensors)
+    held = pool.states()
+    return {part: held[part] for part in request.sync.expected if part in held}
+
+
+def _updated(weights: Weights, update: Update) -> dict[str, torch.Tensor]:
+    shapes = weights.shapes(update.part) if update.state.version else weights.lacking(update.part)
+    sent = decode(update.encoded.arrays, update.encoded.header, shapes)
+    if update.kind != DELTA:
+        return sent
+    current = weights.part(update.part)
+    return {name: current[name] + delta for name, delta in sent.items()}
+
+
+def pick_device(wanted: str) -> torch.device:
+    """Return the device to compute on; `auto` takes a GPU where there is one."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise FedBTError(f"device={wanted} is not a device: use auto, cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise FedBTError(f"device={wanted} but this machine has no usable GPU: use device=auto or cpu")
+    return device

