@@ -64,15 +64,22 @@ def _from_hub(model: str) -> Path:
     return folder
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a checkpoint's config.json."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict):
+        raise FedBTError(f"{folder} has no readable config.json: give the folder of a BERT checkpoint")
+    return config
+
+
 class Checkpoint:
     """A BERT on disk, read one canonical tensor at a time (float32)."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        try:
-            self.config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise FedBTError(f"{folder} has no readable config.json: give the folder of a BERT checkpoint") from None
+        self.folder, self.config = folder, read_config(folder)
         self.architecture = Architecture.from_config(self.config, str(folder))
         self._stored = {_canonical(name): name for name in self._weights.names}
 

@@ -80,7 +80,8 @@ def _figure(panels: int) -> "tuple[Figure, Sequence[Axes]]":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.0) if panels == 1 else (10.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.0) if panels == 1 else (10.4, 4.2))
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(1, panels, squeeze=False)[0]
 
@@ -95,20 +96,21 @@ def _straight(
 ) -> None:
     """Draw a total as a line that grows evenly over the rounds."""
     if total is not None:
-        axes.plot([0, numbers[-1]], [0, total / unit], color=color, linestyle=style, linewidth=2, label=label)
+        ends = [0, numbers[-1]], [0, total / unit]
+        axes.plot(*ends, color=color, linestyle=style, linewidth=2, label=label, zorder=4)
 
 
 def _finish(axes: "Axes", title: str) -> None:
-    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+    from matplotlib.ticker import MaxNLocator
 
     axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=12)
     axes.set_xlabel("Round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.ticklabel_format(axis="y", style="plain", useOffset=False)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=11)
     for text in (axes.xaxis.label, axes.yaxis.label):
         text.set_fontsize(12)
-    axes.legend(frameon=False, fontsize=10.5)
+    axes.legend(edgecolor="none", framealpha=1, fontsize=10.5)

@@ -6,7 +6,6 @@ for its input's gradient if anything below is.
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fedbt_app.blocks import HEAD, Architecture, count
@@ -95,6 +94,18 @@ def trained_parameters(arch: Architecture, task: str, num_labels: int, plan: Rou
     return sum(count(arch.part(part, task, num_labels, rank)) for part in plan.trained_parts)
 
 
+def round_costs(
+    arch: Architecture, task: str, num_labels: int, plan: RoundPlan, shape: StepShape, rank: int = 0
+) -> RoundCosts:
+    """Predict one client's costs of one plan."""
+    return RoundCosts(
+        plan,
+        step_flops(arch, task, num_labels, plan, shape, rank),
+        BYTES * trained_parameters(arch, task, num_labels, plan, rank),
+        _memory(arch, task, num_labels, plan, shape, rank),
+    )
+
+
 def predict_rounds(
     arch: Architecture,
     task: str,
@@ -104,21 +115,13 @@ def predict_rounds(
     local_depth: int,
     shape: StepShape,
     rank: int,
-    rounds: Iterable[int] | None = None,
 ) -> list[RoundCosts]:
     """Predict every round of one client."""
-    costs = []
-    for round_ in rounds if rounds is not None else range(num_rounds):
-        plan = plan_round(method, task, arch.depth, local_depth, num_rounds, round_, seed=0, client="")
-        costs.append(
-            RoundCosts(
-                plan,
-                step_flops(arch, task, num_labels, plan, shape, rank),
-                BYTES * trained_parameters(arch, task, num_labels, plan, rank),
-                _memory(arch, task, num_labels, plan, shape, rank),
-            )
-        )
-    return costs
+    plans = [
+        plan_round(method, task, arch.depth, local_depth, num_rounds, round_, seed=0, client="")
+        for round_ in range(num_rounds)
+    ]
+    return [round_costs(arch, task, num_labels, plan, shape, rank) for plan in plans]
 
 
 def full_model_bytes(arch: Architecture, task: str, num_labels: int) -> int:

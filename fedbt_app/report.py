@@ -252,9 +252,9 @@ def compare(folders: Sequence[Path | str]) -> str:
     against = ["FLOPs /\nfull run", "uplink /\nfull run"]
     if not measured:
         against = ["FLOPs / same\nopt. full", "uplink /\nfull"]
-    console = _console(120)
+    console = _console(132)
     with console.capture() as capture:
-        console.print(_table(COMPARISON_HEAD + against, rows))
+        console.print(_table(COMPARISON_HEAD + against, rows, names=3))
     return capture.get() + "\n".join(notes)
 
 
@@ -386,14 +386,15 @@ def _markdown(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> "Table":
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]], names: int = 1) -> "Table":
+    """Make a table whose first columns are `names`, the others numbers."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold")
-    for name in head:
-        table.add_column(name, justify="right" if table.columns else "left", overflow="fold")
+    for index, name in enumerate(head):
+        table.add_column(name, justify="left" if index < names else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     return table

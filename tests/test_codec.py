@@ -190,6 +190,7 @@ def test_equal_input_gives_equal_bytes_and_leaves_it_alone(codec):
     assert all(torch.equal(tensors[name], tensor) for name, tensor in sample().items())
 
 
+@pytest.mark.filterwarnings("error")
 def test_results_own_their_memory_and_read_only_arrays_are_accepted():
     tensors = {"t": torch.randn(8, 8), "p": torch.nn.Parameter(torch.randn(8, 8).t())}
     encoded = encode(tensors, "float32")

@@ -1,0 +1,128 @@
+"""The `fedbt` command: run, plan, report, doctor."""
+
+import argparse
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedbt_app.blocks import PRESETS, Architecture
+from fedbt_app.config import RunConfig, defaults, parse_assignment
+from fedbt_app.errors import FedBTError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, or 1 after one line on what to mend."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options) or 0)
+    except FedBTError as error:
+        print(f"fedbt: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fedbt", description="Adapt one BERT across sites; pay for selected blocks only.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, command: Any, settings: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(command=command)
+        if settings:
+            sub.add_argument("--config", type=Path, metavar="FILE", help="TOML file of config keys, such as conf/*.toml")
+            sub.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="config keys (docs/config.md)")
+            group = sub.add_argument_group("config keys as options")
+            for key in defaults():
+                group.add_argument(f"--{key}", dest=f"key:{key}", metavar="VALUE", help=argparse.SUPPRESS)
+        return sub
+
+    run = add("run", "Run a federated job, show its progress and its result.", _run)
+    run.add_argument("--clients", type=int, default=4, metavar="N", help="simulated clients (default 4)")
+    run.add_argument("--superlink", metavar="NAME", help="a SuperLink of Flower's config.toml; default: simulate here")
+    run.add_argument("--verbose", action="store_true", help="show all of Flower's output")
+    plan = add("plan", "Predict blocks, FLOPs, bytes and memory of a run; trains nothing.", _plan)
+    plan.add_argument("--arch", choices=sorted(PRESETS), help="dimensions of a well-known BERT, instead of `model`")
+    plan.add_argument("--num-labels", type=int, default=2, metavar="N", help="classes or tags (default 2)")
+    plan.add_argument("--examples", type=int, default=1000, metavar="N", help="a client's rows (default 1000)")
+    add("doctor", "Check installation, device, Flower version, model and data path.", _doctor)
+    report = add("report", "Compare finished runs.", _report, settings=False)
+    report.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output folders with a report.json")
+    return parser
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Merge defaults, then the file, then KEY=VALUE and --KEY VALUE; every key of RunConfig is in the result."""
+    values = defaults()
+    known = set(values)
+    if options.config is not None:
+        try:
+            values |= tomllib.loads(options.config.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise FedBTError(f"config file {options.config}: {error.strerror}; shipped ones are in conf/") from None
+        except tomllib.TOMLDecodeError as error:
+            raise FedBTError(f"config file {options.config} is not TOML: {error}") from None
+    assigned = list(options.settings)
+    assigned += [
+        f"{key}={value}" for key in known if (value := getattr(options, f"key:{key}")) is not None
+    ]
+    values |= dict(parse_assignment(text) for text in assigned)
+    RunConfig.load(values)
+    return values
+
+
+def _run(options: argparse.Namespace) -> None:
+    from fedbt_app import launch, report
+
+    if options.clients < 1:
+        raise FedBTError(f"--clients {options.clients} is too few: simulate at least 1")
+    values = settings_of(options)
+    values["min-clients"] = min(values["min-clients"], options.clients) if options.superlink is None else values["min-clients"]
+    if options.superlink is None:
+        values = launch.absolute_paths(values, Path.cwd())
+    folder = launch.run(values, options.clients, options.superlink, options.verbose, lambda line: print(line, flush=True))
+    if folder is None:
+        print(f"finished: the report is in {values['output-dir']} on the SuperLink's machine")
+    else:
+        report.print_result(report.load(folder))
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from fedbt_app.preview import preview, print_preview
+
+    config = RunConfig.load(settings_of(options))
+    for name, value in (("--num-labels", options.num_labels), ("--examples", options.examples)):
+        if value < 1:
+            raise FedBTError(f"{name} {value} is too few: give at least 1")
+    arch = PRESETS[options.arch] if options.arch else _architecture(config.model)
+    print_preview(
+        preview(config, arch, options.num_labels, options.examples),
+        f"{config.method}, {config.task}, {options.arch or config.model}: one client, {options.examples} rows of "
+        f"{config.max_length} pieces, batch {config.batch_size}",
+    )
+
+
+def _architecture(model: str) -> Architecture:
+    from fedbt_app.checkpoint import find_model, read_config
+
+    folder = find_model(model)
+    return Architecture.from_config(read_config(folder), str(folder))
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from fedbt_app.doctor import examine
+
+    findings = examine(RunConfig.load(settings_of(options)))
+    for finding in findings:
+        print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.subject}: {finding.detail}")
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _report(options: argparse.Namespace) -> None:
+    from fedbt_app import report
+
+    print(report.compare(options.folders))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
