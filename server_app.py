@@ -32,7 +32,7 @@ def main(grid: Grid, context: Context) -> None:
         run(grid, RunConfig.load(context.run_config))
     except FedBTError as error:
         log.error("fedbt: error: %s", error)
-        raise SystemExit(1) from None
+        raise RuntimeError(str(error)) from None  # Flower takes a SystemExit for success
 
 
 def run(grid: Grid, config: RunConfig) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """Shared fixtures: a tiny BERT on disk, and a Grid that calls the client app in this process."""
 
 import json
+import logging
 import random
-from collections.abc import Callable, Iterable
+import string
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,34 @@ import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedbt_app.blocks import EMBEDDINGS, HEAD, block_part
+from fedbt_app.checkpoint import Checkpoint
 from fedbt_app.config import RunConfig, defaults
+from fedbt_app.pool import Tensors
+from fedbt_app.strategy import FedBT, Outcome
 
-WORDS = "the patient has severe acute renal cardiac hepatic failure of kidney heart liver and chronic pain no mild".split()
+torch.set_num_threads(1)  # these models are too small to share out
+WORDS = [
+    *(
+        "the",
+        "patient",
+        "has",
+        "severe",
+        "acute",
+        "renal",
+        "cardiac",
+        "hepatic",
+        "failure",
+        "of",
+        "kidney",
+        "heart",
+    ),
+    *("liver", "and", "chronic", "pain", "no", "mild"),
+]
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +49,7 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     folder = tmp_path_factory.mktemp("tiny-bert")
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *"abcdefghijklmnopqrstuvwxyz", "##s", "##ly"]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *string.ascii_lowercase, "##s", "##ly"]
     (folder / "vocab.txt").write_text("\n".join(pieces))
     BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
@@ -39,11 +65,10 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture()
-def site_data(tmp_path: Path) -> Path:
-    """Write 120 labelled sentences as train.jsonl and 40 as test.jsonl; the label follows from the organ's word."""
-    folder = tmp_path / "site-data"
-    folder.mkdir()
+@pytest.fixture(scope="session")
+def site_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write 120 labelled sentences as train.jsonl and 40 as test.jsonl; the label is the organ in the text."""
+    folder = tmp_path_factory.mktemp("site-data")
     generator = random.Random(3)
     for split, size in (("train", 120), ("test", 40)):
         rows = []
@@ -55,20 +80,44 @@ def site_data(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture()
-def settings(tiny_bert: Path, site_data: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Return a function that makes a small run's configuration, by dashed keys."""
+@pytest.fixture(scope="session")
+def ner_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write 60 tagged sentences as train.jsonl and 20 as test.jsonl; organs and `pain` are entities."""
+    folder = tmp_path_factory.mktemp("ner-data")
+    generator = random.Random(4)
+    tags = {"kidney": "B-Organ", "heart": "B-Organ", "liver": "B-Organ", "pain": "B-Sign"}
+    for split, size in (("train", 60), ("test", 20)):
+        rows = []
+        for _ in range(size):
+            words = [*generator.choices(WORDS, k=generator.randint(3, 9)), generator.choice(list(tags))]
+            rows.append({"tokens": words, "ner_tags": [tags.get(word, "O") for word in words]})
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder for tokenised data that all tests share."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def settings(
+    tiny_bert: Path, site_data: Path, ner_data: Path, cache: Path, tmp_path: Path
+) -> Callable[..., dict[str, Any]]:
+    """Return a function that makes a small run's configuration, by dashed keys; task=ner gets its own data."""
 
     def make(**changes: Any) -> dict[str, Any]:
         values = defaults() | {
             "model": str(tiny_bert),
-            "dataset": str(site_data),
+            "dataset": str(ner_data if changes.get("task") == "ner" else site_data),
             "partitioner": "iid",
             "num-rounds": 2,
             "batch-size": 8,
             "max-length": 32,
             "output-dir": str(tmp_path / "run"),
-            "cache-dir": str(tmp_path / "cache"),
+            "cache-dir": str(cache),
+            "pool-dir": str(tmp_path / "pools"),
             "seed": 5,
         }
         return values | {name.replace("_", "-"): value for name, value in changes.items()}
@@ -76,16 +125,26 @@ def settings(tiny_bert: Path, site_data: Path, tmp_path: Path) -> Callable[..., 
     return make
 
 
-@pytest.fixture()
+@pytest.fixture
 def config(settings: Callable[..., dict[str, Any]]) -> Callable[..., RunConfig]:
     """Return a function that makes a small run's RunConfig."""
     return lambda **changes: RunConfig.load(settings(**changes))
 
 
+def over_the_wire(message: Message) -> Message:
+    """Return `message` as the other side gets it: serialised by Flower, and read back."""
+    contents = {name: item.deflate() for name, item in get_all_nested_objects(message).items()}
+    arrived = inflate_object_from_contents(message.object_id, contents)
+    assert isinstance(arrived, Message)
+    arrived.metadata.__dict__["_message_id"] = message.object_id
+    return arrived
+
+
 class LocalGrid(Grid):
     """Answers messages by calling the client app here and now; `nodes` maps node id to node config.
 
-    `tamper(node, message)` may replace a reply, or return None to lose it.
+    Every message goes through Flower's serialisation. `tamper(node, message)` may replace a reply, or
+    return None to lose it. `sent` and `received` keep all messages in order.
     """
 
     def __init__(
@@ -97,6 +156,7 @@ class LocalGrid(Grid):
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
         self.run_config, self.nodes, self.tamper = run_config, nodes, tamper
         self.sent: list[Message] = []
+        self.received: list[Message] = []
         self._replies: dict[str, Message] = {}
 
     def set_run(self, run: Any) -> None:
@@ -123,11 +183,15 @@ class LocalGrid(Grid):
             message.metadata.__dict__["_message_id"] = message.object_id
             node = message.metadata.dst_node_id
             self.sent.append(message)
-            context = Context(1, node, self.nodes[node], RecordDict(), self.run_config)
-            reply = self.tamper(node, app(message, context))
-            if reply is not None:
-                self._replies[message.object_id] = reply
             identifiers.append(message.object_id)
+            if node not in self.nodes:  # it is gone: nobody answers
+                continue
+            context = Context(1, node, self.nodes[node], RecordDict(), self.run_config)
+            reply = self.tamper(node, app(over_the_wire(message), context))
+            if reply is not None:
+                reply = over_the_wire(reply)
+                self.received.append(reply)
+                self._replies[message.object_id] = reply
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -139,3 +203,43 @@ def simulated(count: int, **extra: Any) -> dict[int, dict[str, Any]]:
     return {10 + index: {"partition-id": index, "num-partitions": count, **extra} for index in range(count)}
 
 
+@dataclass
+class Federated:
+    """A run without central test set, report and export: the strategy alone."""
+
+    strategy: FedBT
+    grid: LocalGrid
+    outcome: Outcome
+
+    @property
+    def tensors(self) -> Tensors:
+        """The global model's tensors, by canonical name."""
+        depth = self.strategy.checkpoint.architecture.depth
+        parts = (EMBEDDINGS, *map(block_part, range(depth)), HEAD)
+        return {name: value for part in parts for name, value in self.strategy.weights.part(part).items()}
+
+
+def federate(
+    values: dict[str, Any],
+    nodes: dict[int, dict[str, Any]],
+    tamper: Callable[[int, Message], Message | None] = lambda node, reply: reply,
+) -> Federated:
+    """Run the strategy with the configuration `values` (dashed keys)."""
+    config, grid = RunConfig.load(values), LocalGrid(values, nodes, tamper)
+    strategy = FedBT(config, Checkpoint(Path(config.model)), lambda strategy: {}, lambda entry: None)
+    return Federated(strategy, grid, strategy.start(grid))
+
+
+@pytest.fixture
+def flower_log() -> Iterator[list[str]]:
+    """Collect what is logged while the test runs, one string a record."""
+    lines: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    handler = Collect()
+    logging.getLogger("flwr").addHandler(handler)
+    yield lines
+    logging.getLogger("flwr").removeHandler(handler)

@@ -1,0 +1,174 @@
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedbt_app.plan import (
+    METHODS,
+    RoundPlan,
+    cyclic_decreasing,
+    default_local_depth,
+    plan_round,
+    shallow_progressive,
+)
+
+
+def plan(task: str, round_: int = 0, **values: object) -> RoundPlan:
+    given = {"method": "fedbt", "depth": 12, "local_depth": 0, "num_rounds": 10, "seed": 3, "client": "a"}
+    return plan_round(task=task, round_=round_, **(given | values))  # type: ignore[arg-type]
+
+
+# Schedules ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rounds", "blocks"),
+    [
+        (10, [0, 0, 0, 0, 0, 1, 1, 1, 2, 3]),
+        (5, [0, 0, 0, 1, 2]),
+        (20, [0] * 10 + [1] * 5 + [2] * 3 + [3, 4]),
+        (1, [0]),
+        (2, [0, 1]),
+    ],
+)
+def test_pre_training_gives_each_block_half_of_the_rounds_that_remain(rounds: int, blocks: list[int]) -> None:
+    assert shallow_progressive(rounds, 6) == blocks
+
+
+@given(st.integers(1, 300), st.integers(1, 12))
+def test_the_pre_training_schedule_climbs_by_single_blocks_and_stays_in_the_local_model(
+    rounds: int, depth: int
+) -> None:
+    schedule = shallow_progressive(rounds, depth)
+    assert len(schedule) == rounds
+    assert schedule[0] == 0
+    assert max(schedule) < depth
+    assert {after - before for before, after in pairwise(schedule)} <= {0, 1}
+
+
+def test_fine_tuning_cycles_from_the_deepest_block_through_half_the_depth() -> None:
+    lowest = cyclic_decreasing(10, 12)
+    assert [12 - block for block in lowest] == [1, 2, 3, 4, 5, 6, 1, 2, 3, 4]
+    assert sum(12 - block for block in lowest) == 31
+    assert cyclic_decreasing(5, 6) == [5, 4, 3, 5, 4]
+    assert cyclic_decreasing(3, 1) == [0, 0, 0]
+
+
+def test_pre_training_plans_follow_the_schedule_and_train_one_block() -> None:
+    plans = [plan("mlm", round_) for round_ in range(10)]
+    assert [one.trained_blocks for one in plans] == [(block,) for block in shallow_progressive(10, 6)]
+    assert [one.trained_parts for one in plans[-2:]] == [("block.2", "head"), ("block.3", "head")]
+
+
+@pytest.mark.parametrize("task", ["classification", "ner"])
+def test_fine_tuning_plans_train_all_blocks_above_the_lowest_at_full_depth(task: str) -> None:
+    plans = [plan(task, round_) for round_ in range(10)]
+    assert [len(one.trained_blocks) for one in plans] == [1, 2, 3, 4, 5, 6, 1, 2, 3, 4]
+    assert {one.local_blocks for one in plans} == {tuple(range(12))}
+    assert plans[2].trained_parts == ("block.9", "block.10", "block.11", "head")
+    assert [one.lowest_trained for one in plans[:3]] == [11, 10, 9]
+
+
+# Sampled local models -----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=300)
+@given(st.data(), st.integers(1, 24), st.integers(1, 30), st.integers(0, 2**31), st.text(max_size=5))
+def test_a_sampled_local_model_keeps_the_shallow_blocks_and_draws_the_rest_ascending_from_above(
+    data: st.DataObject, depth: int, rounds: int, seed: int, client: str
+) -> None:
+    local_depth, round_ = data.draw(st.integers(1, depth)), data.draw(st.integers(0, rounds - 1))
+    values = {"depth": depth, "local_depth": local_depth, "num_rounds": rounds, "seed": seed, "client": client}
+    made = plan("mlm", round_, **values)
+    (block,) = made.trained_blocks
+    kept, drawn = made.local_blocks[: block + 1], made.local_blocks[block + 1 :]
+    assert len(made.local_blocks) == local_depth
+    assert kept == tuple(range(block + 1))
+    assert list(drawn) == sorted(drawn)
+    assert all(block < one < depth for one in drawn)
+    assert made.local_blocks.count(block) == 1
+    assert made == plan("mlm", round_, **values)
+    if local_depth == depth:
+        assert made.local_blocks == tuple(range(depth))
+
+
+def test_blocks_are_sampled_with_replacement_from_every_deeper_block() -> None:
+    drawn = [plan("mlm", client=str(number)).local_blocks[1:] for number in range(300)]
+    assert {block for one in drawn for block in one} == set(range(1, 12))
+    assert any(len(set(one)) < len(one) for one in drawn)
+
+
+def test_the_sample_is_redrawn_for_every_round_client_and_seed() -> None:
+    plans = [plan("mlm", round_, num_rounds=40).local_blocks for round_ in range(20)]  # block 0 in all of them
+    assert all(before != after for before, after in pairwise(plans))
+    assert len({plan("mlm", client=str(number)).local_blocks for number in range(20)}) > 15
+    assert len({plan("mlm", seed=number).local_blocks for number in range(20)}) > 15
+
+
+def test_half_the_depth_is_the_default_of_sampled_pre_training_only() -> None:
+    assert len(plan("mlm").local_blocks) == 6
+    assert default_local_depth("fedbt", "mlm", 1) == 1
+    assert {default_local_depth(method, "mlm", 12) for method in ("full", "head", "lora")} == {12}
+    assert {default_local_depth("fedbt", task, 12) for task in ("classification", "ner")} == {12}
+
+
+def test_clients_of_unequal_depth_train_the_blocks_nearest_to_the_schedule_that_they_hold() -> None:
+    by_depth = {depth: plan("mlm", 9, local_depth=depth) for depth in (1, 2, 4, 12)}
+    assert [one.trained_blocks for one in by_depth.values()] == [(0,), (1,), (3,), (3,)]
+    assert [len(one.local_blocks) for one in by_depth.values()] == [1, 2, 4, 12]
+    assert by_depth[12].local_blocks == tuple(range(12))
+
+
+@pytest.mark.parametrize(
+    ("round_", "local_depth", "local", "trained"),
+    [
+        (0, 4, (0, 1, 2, 11), (11,)),
+        (2, 4, (0, 9, 10, 11), (9, 10, 11)),
+        (5, 4, (8, 9, 10, 11), (8, 9, 10, 11)),  # the schedule says 6: the topmost four that it can hold
+        (5, 8, (0, 1, 6, 7, 8, 9, 10, 11), (6, 7, 8, 9, 10, 11)),
+        (5, 99, tuple(range(12)), (6, 7, 8, 9, 10, 11)),
+    ],
+)
+def test_fine_tuning_with_less_depth_keeps_the_topmost_trained_blocks_over_the_shallowest(
+    round_: int, local_depth: int, local: tuple[int, ...], trained: tuple[int, ...]
+) -> None:
+    made = plan("classification", round_, local_depth=local_depth)
+    assert (made.local_blocks, made.trained_blocks) == (local, trained)
+
+
+# Methods ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["mlm", "classification", "ner"])
+@pytest.mark.parametrize(
+    ("method", "parts", "lowest"),
+    [
+        ("full", ("embeddings", "block.0", "block.1", "block.2", "block.3", "head"), -1),
+        ("head", ("head",), 4),
+        ("lora", ("adapter.0", "adapter.1", "adapter.2", "adapter.3", "head"), 0),
+    ],
+)
+def test_baselines_train_the_same_parts_of_the_whole_model_in_every_round(
+    task: str, method: str, parts: tuple[str, ...], lowest: int
+) -> None:
+    for round_ in range(5):
+        made = plan(task, round_, method=method, depth=4)
+        assert made.trained_parts == parts
+        assert made.local_blocks == (0, 1, 2, 3)
+        assert made.lowest_trained == lowest
+
+
+@pytest.mark.parametrize("task", ["mlm", "classification", "ner"])
+def test_fedbt_lora_trains_adapters_where_fedbt_trains_blocks(task: str) -> None:
+    for round_ in range(10):
+        blocks, adapters = plan(task, round_), plan(task, round_, method="fedbt-lora")
+        assert adapters.local_blocks == blocks.local_blocks
+        assert adapters.trained_parts == tuple(
+            part.replace("block", "adapter") for part in blocks.trained_parts
+        )
+
+
+def test_every_method_of_the_table_can_be_planned() -> None:
+    assert set(METHODS) == {"fedbt", "full", "head", "lora", "fedbt-lora"}
+    assert all(plan("mlm", method=method).trained_parts[-1] == "head" for method in METHODS)

@@ -1,0 +1,169 @@
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedbt_app import train
+from fedbt_app.blocks import HEAD, adapter_part
+from fedbt_app.checkpoint import Checkpoint
+from fedbt_app.costs import FlopMeter
+from fedbt_app.local_model import LocalModel, ModelSpec, Weights, build, new_tensors, whole_plan
+from fedbt_app.plan import METHODS, RoundPlan, plan_round
+from fedbt_app.pool import Tensors
+from fedbt_app.tasks import Collator, SpecialTokens
+from fedbt_app.train import TrainResult, TrainSettings
+
+LABELS = {"mlm": (), "classification": ("even", "odd"), "ner": ("B-x", "O")}
+SETTINGS = TrainSettings(epochs=1, batch_size=8, learning_rate=3e-3, weight_decay=0.01)
+
+
+def rows_of(count: int = 48) -> list[dict[str, Any]]:
+    """Return rows whose label is the parity of their second piece, and whose text repeats two pieces."""
+    generator = np.random.default_rng(0)
+    made = []
+    for _ in range(count):
+        pieces = generator.integers(5, 9, 1).tolist() * int(generator.integers(3, 12))
+        tags = ["B-x" if piece % 2 else "O" for piece in pieces]
+        made.append(
+            {"input_ids": [2, *pieces, 3], "label": "odd" if pieces[0] % 2 else "even", "tags": ["", *tags, ""]}
+        )
+    return made
+
+
+def local_model(folder: Path, task: str, plan: RoundPlan | None = None, dropout: float = 0.0) -> LocalModel:
+    held: dict[str, Tensors] = {}
+    weights = Weights(
+        Checkpoint(folder), lambda part: held.get(part, {}), ModelSpec(task, LABELS[task], dropout, lora_rank=4)
+    )
+    held[HEAD] = new_tensors(weights.lacking(HEAD), seed=1)
+    for part in map(adapter_part, plan.trained_blocks if plan and plan.adapters else ()):
+        held[part] = new_tensors(weights.shapes(part), seed=2)
+    return build(weights, plan or whole_plan(weights))
+
+
+def collator(task: str) -> Collator:
+    return Collator(task, SpecialTokens(0, 4, (0, 1, 2, 3, 4), 40), LABELS[task], 0.2)
+
+
+def plan_of(method: str, task: str) -> RoundPlan:
+    return plan_round(method, task, 4, 0, 4, 1, seed=0, client="a")
+
+
+def trained(local: LocalModel, seed: int = 0, settings: TrainSettings = SETTINGS) -> TrainResult:
+    return train.run(local, rows_of(), collator(local.spec.task), settings, FlopMeter(), [seed])
+
+
+@pytest.mark.parametrize("task", LABELS)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loss_goes_down(method: str, task: str, tiny_bert: Path) -> None:
+    local = local_model(tiny_bert, task, plan_of(method, task))
+    rate = TrainSettings(epochs=1, batch_size=8, learning_rate=1e-2, weight_decay=0.0)
+    losses = [trained(local, seed, rate).loss for seed in range(4)]
+    assert losses[-1] < 0.95 * losses[0]
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 100])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_batches_cover_every_row_exactly_once(shuffled: bool, size: int) -> None:
+    rows = [{"input_ids": [2, *[5] * (number % 13), 3], "label": "odd", "number": number} for number in range(90)]
+    seen: list[int] = []
+
+    def collate(chosen: Any, generator: Any) -> Any:
+        assert len(chosen) <= size
+        seen.extend(row["number"] for row in chosen)
+        return chosen
+
+    sizes = [len(one) for one in train.batches(rows, collate, size, np.random.default_rng(0), shuffled)]  # type: ignore[arg-type]
+    assert Counter(seen) == Counter(range(90))
+    assert len(sizes) == -(-90 // size)
+
+
+def test_batches_hold_rows_of_similar_length_in_an_order_that_the_generator_decides() -> None:
+    rows = [{"input_ids": [5] * (1 + number * 7 % 40)} for number in range(160)]
+
+    def widths(seed: int) -> list[list[int]]:
+        gather: Any = lambda chosen, generator: [len(row["input_ids"]) for row in chosen]  # noqa: E731
+        return list(train.batches(rows, gather, 8, np.random.default_rng(seed)))  # type: ignore[arg-type]
+
+    assert max(max(one) - min(one) for one in widths(0)) <= 4
+    assert widths(0) == widths(0)
+    assert widths(0) != widths(1)
+    assert [min(one) for one in widths(0)] != sorted(min(one) for one in widths(0))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(method: str, tiny_bert: Path) -> None:
+    outcomes = []
+    for seed in (3, 3, 4):
+        local = local_model(tiny_bert, "mlm", plan_of(method, "mlm"), dropout=0.1)
+        torch.rand(5)  # whatever else drew from torch's generator before
+        outcomes.append((trained(local, seed).loss, local.snapshot()))
+    (loss, one), (same_loss, same), (_, other) = outcomes
+    assert loss == same_loss
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_result_counts_examples_once_and_lists_every_step(tiny_bert: Path) -> None:
+    local = local_model(tiny_bert, "classification", plan_of("head", "classification"))
+    result = trained(local, settings=TrainSettings(epochs=3, batch_size=10, learning_rate=1e-3, weight_decay=0.0))
+    assert result.examples == 48
+    assert len(result.shapes) == 3 * 5
+    assert sum(shape[0] for shape in result.shapes) == 3 * 48
+
+
+def test_a_learning_rate_of_zero_reports_the_loss_of_the_model_as_it_is(tiny_bert: Path) -> None:
+    local = local_model(tiny_bert, "classification", plan_of("head", "classification"))
+    still = TrainSettings(epochs=1, batch_size=9, learning_rate=0.0, weight_decay=0.0)
+    before = train.evaluate(local, rows_of(), collator("classification"), 16)["loss"]
+    assert trained(local, settings=still).loss == pytest.approx(before, rel=1e-5)
+
+
+def test_biases_and_layer_norms_are_not_decayed(tiny_bert: Path) -> None:
+    local = local_model(tiny_bert, "classification", plan_of("full", "classification"))
+    optimizer = train._adamw(list(local.trained.values()), TrainSettings(1, 1, 1.0, 0.3))
+    decayed = {id(value) for group in optimizer.param_groups if group["weight_decay"] for value in group["params"]}
+    names = {name for name, value in local.trained.items() if id(value) in decayed}
+    assert names == {name for name, value in local.trained.items() if value.ndim == 2}
+    assert not any("LayerNorm" in name or name.endswith("bias") for name in names)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(local.trained)
+
+
+@pytest.mark.parametrize("task", LABELS)
+def test_evaluation_is_deterministic_and_does_not_change_the_model(task: str, tiny_bert: Path) -> None:
+    local = local_model(tiny_bert, task, plan_of("full", task), dropout=0.5)
+    before = {name: value.clone() for name, value in local.module.state_dict().items()}
+    first = train.evaluate(local, rows_of(), collator(task), 16)
+    torch.rand(5)
+    assert train.evaluate(local, rows_of(), collator(task), 16) == first
+    assert all(torch.equal(value, before[name]) for name, value in local.module.state_dict().items())
+    assert all(value.grad is None for value in local.module.parameters())
+
+
+@pytest.mark.parametrize("task", ["classification", "ner"])
+def test_metrics_do_not_depend_on_the_batch_size(task: str, tiny_bert: Path) -> None:
+    local = local_model(tiny_bert, task)
+    one, other = (train.evaluate(local, rows_of(), collator(task), size) for size in (1, 48))
+    assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_dropout_noise_is_drawn_in_training_but_not_in_frozen_blocks(tiny_bert: Path) -> None:
+    still = TrainSettings(epochs=1, batch_size=48, learning_rate=0.0, weight_decay=0.0)
+
+    def losses(task: str, plan: RoundPlan) -> set[float]:
+        local = local_model(tiny_bert, task, plan, dropout=0.5)
+        return {
+            train.run(local, rows_of(), collator(task), still, FlopMeter(), [seed]).loss for seed in range(3)
+        }
+
+    frozen = RoundPlan(0, (0, 1, 2, 3), ())
+    local = local_model(tiny_bert, "mlm", frozen, dropout=0.5)
+    batch = collator("mlm")(rows_of(), np.random.default_rng(0))
+    with torch.no_grad():
+        from fedbt_app import forward
+
+        assert torch.equal(forward.logits(local, batch), forward.logits(local, batch))  # its head has no dropout
+    assert len(losses("classification", RoundPlan(0, (0, 1, 2, 3), (3,)))) == 3
