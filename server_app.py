@@ -65,9 +65,9 @@ def run(grid: Grid, config: RunConfig) -> dict[str, Any]:
                 "local_depth": one.capabilities.local_depth,
                 "device": one.capabilities.device,
             }
-            for one in strategy.participants.values()
+            for one in strategy.roster.participants.values()
         ],
-        refused=[asdict(refusal) for refusal in outcome.refusals],
+        refused=[asdict(refusal) for refusal in strategy.roster.refusals],
         data=data.describe(config),
         base_fingerprint=checkpoint.fingerprint,
         labels=list(strategy.labels),
@@ -92,7 +92,9 @@ def _measured_reference(config: RunConfig) -> dict[str, float | None]:
         if other.get(name) != value:
             raise FedBTError(f"reference {config.reference} has {name} {other.get(name)!r}, not {value!r}: drop it")
     if len(other["rounds"]) != config.num_rounds:
-        raise FedBTError(f"reference {config.reference} has {len(other['rounds'])} rounds, not {config.num_rounds}: drop it")
+        raise FedBTError(
+            f"reference {config.reference} has {len(other['rounds'])} rounds, not {config.num_rounds}: drop it"
+        )
     return dict(other["cost"])
 
 

@@ -132,10 +132,12 @@ class Checkpoint:
         """Load the checkpoint's tokenizer (imports transformers)."""
         from transformers import AutoTokenizer
 
+        if not any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+            raise FedBTError(f"{self.folder} has no tokenizer: copy its vocab.txt or tokenizer.json there")
         try:
             return AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
         except (OSError, ValueError, TypeError):
-            raise FedBTError(f"{self.folder} has no tokenizer: copy its vocab.txt or tokenizer.json there") from None
+            raise FedBTError(f"{self.folder} has no readable tokenizer: copy vocab.txt or tokenizer.json again") from None
 
 
 class _Safetensors:

@@ -23,14 +23,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fedbt", description="Adapt one BERT across sites; pay for selected blocks only.")
+    parser = argparse.ArgumentParser(
+        prog="fedbt", description="Adapt one BERT across sites; pay for selected blocks only."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, text: str, command: Any, settings: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.set_defaults(command=command)
         if settings:
-            sub.add_argument("--config", type=Path, metavar="FILE", help="TOML file of config keys, such as conf/*.toml")
+            sub.add_argument(
+                "--config", type=Path, metavar="FILE", help="TOML file of config keys, such as conf/*.toml"
+            )
             sub.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="config keys (docs/config.md)")
             group = sub.add_argument_group("config keys as options")
             for key in defaults():
@@ -63,9 +67,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
         except tomllib.TOMLDecodeError as error:
             raise FedBTError(f"config file {options.config} is not TOML: {error}") from None
     assigned = list(options.settings)
-    assigned += [
-        f"{key}={value}" for key in known if (value := getattr(options, f"key:{key}")) is not None
-    ]
+    assigned += [f"{key}={value}" for key in known if (value := getattr(options, f"key:{key}")) is not None]
     values |= dict(parse_assignment(text) for text in assigned)
     RunConfig.load(values)
     return values
@@ -77,10 +79,14 @@ def _run(options: argparse.Namespace) -> None:
     if options.clients < 1:
         raise FedBTError(f"--clients {options.clients} is too few: simulate at least 1")
     values = settings_of(options)
-    values["min-clients"] = min(values["min-clients"], options.clients) if options.superlink is None else values["min-clients"]
+    values["min-clients"] = (
+        min(values["min-clients"], options.clients) if options.superlink is None else values["min-clients"]
+    )
     if options.superlink is None:
         values = launch.absolute_paths(values, Path.cwd())
-    folder = launch.run(values, options.clients, options.superlink, options.verbose, lambda line: print(line, flush=True))
+    folder = launch.run(
+        values, options.clients, options.superlink, options.verbose, lambda line: print(line, flush=True)
+    )
     if folder is None:
         print(f"finished: the report is in {values['output-dir']} on the SuperLink's machine")
     else:

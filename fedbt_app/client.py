@@ -74,7 +74,9 @@ class Client:
             return Reply(LACKING, held=held)
         local = build(weights, plan, self.device)
         received = local.snapshot()
-        settings = train.TrainSettings(config.local_epochs, config.batch_size, config.learning_rate, config.weight_decay)
+        settings = train.TrainSettings(
+            config.local_epochs, config.batch_size, config.learning_rate, config.weight_decay
+        )
         seed = [config.seed, zlib.crc32(self.name.encode()), plan.round]
         rows = self._data.train.to_list()
         result = train.run(local, rows, self._collator(request), settings, meter, seed)
@@ -120,7 +122,9 @@ class Client:
         full = full_plan(arch.depth)
         return ClientCosts(
             train_flops=meter.total,
-            stock_flops=sum(stock_step_flops(arch, config.task, labels, shape[0], config.max_length) for shape in shapes),
+            stock_flops=sum(
+                stock_step_flops(arch, config.task, labels, shape[0], config.max_length) for shape in shapes
+            ),
             same_flops=sum(step_flops(arch, config.task, labels, full, StepShape(*shape[:3])) for shape in shapes),
             seconds=watch.seconds,
             peak_memory_bytes=watch.peak_memory_bytes,

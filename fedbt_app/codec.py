@@ -279,9 +279,7 @@ def _read_header(header: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[st
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         raise FedBTError(f"the header is not of format {FORMAT}, the only one known")
     codec, names = fields.get("codec"), fields.get("names")
-    if not (
-        isinstance(codec, str) and isinstance(names, list) and all(isinstance(name, str) for name in names)
-    ):
+    if not (isinstance(codec, str) and isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise FedBTError("the header's codec is not a string or its names are not a list of strings")
     if codec not in CODECS:
         raise FedBTError(f"unknown codec {_shown(codec)}; known are {', '.join(CODECS)}")

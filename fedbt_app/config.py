@@ -43,13 +43,22 @@ class RunConfig:
     label_column: str = key("Column with the class (classification, and dirichlet partitions of mlm).")
     tokens_column: str = key("Column with the list of words (ner).")
     tags_column: str = key("Column with the BIO tags, one a word (ner).")
-    labels: str = key("Comma-separated label names, in order (ner: the tags, `O,B-x,I-x`); empty merges what the clients report.")
+    labels: str = key(
+        "Comma-separated label names, in order (ner: the tags, `O,B-x,I-x`); empty merges what the clients report."
+    )
     max_length: int = key("Longest sequence in word pieces, [CLS] and [SEP] included.", at_least=8, at_most=512)
     max_train_examples: int = key("Use at most so many training rows (seeded choice); 0 for all.", at_least=0)
     max_test_examples: int = key("Use at most so many rows of the central test set; 0 for all.", at_least=0)
-    test_fraction: float = key("Share of the rows set apart for testing when the data has neither test nor validation.", at_least=0, at_most=0.9)
+    test_fraction: float = key(
+        "Share of the rows set apart for testing when the data has neither test nor validation.",
+        at_least=0,
+        at_most=0.9,
+    )
     heldout_fraction: float = key("Share of a client's rows kept for its own evaluation.", at_least=0, at_most=0.9)
-    partitioner: str = key("How a simulation splits the rows over its clients; dirichlet skews labels (ner: entity types).", PARTITIONERS)
+    partitioner: str = key(
+        "How a simulation splits the rows over its clients; dirichlet skews labels (ner: entity types).",
+        PARTITIONERS,
+    )
     dirichlet_alpha: float = key("Concentration of the label skew: small is more skewed.", at_least=1e-3)
     partition_weights: str = key("Relative client sizes for `size-skewed`, e.g. `1,3,6,6,3,1`.")
     partition_column: str = key("Column that names the site, for `natural`.")
@@ -77,7 +86,9 @@ class RunConfig:
     device: str = key("`auto`, `cpu`, `cuda` or `cuda:1`; a node's `device` wins.")
     output_dir: str = key("Folder for the report, the plots and the exported model.")
     cache_dir: str = key("Folder for tokenised data; empty for ~/.cache/fedbt. A node's `cache-dir` wins.")
-    pool_dir: str = key("Folder for the clients' parameter pools; empty for the cache folder. A node's `pool-dir` wins.")
+    pool_dir: str = key(
+        "Folder for the clients' parameter pools; empty for the cache folder. A node's `pool-dir` wins."
+    )
 
     def __post_init__(self) -> None:
         """Refuse settings that contradict each other."""

@@ -140,7 +140,11 @@ class Ledger:
 
     def book_downlink(self, rest: str, serialised: int, payload_by_cause: dict[str, int]) -> None:
         """Book a message to a client: its parts by their cause, headers and all else under `rest`."""
-        fields_ = {"round": "downlink_bytes", "first_contact": "first_contact_bytes", "catch_up": "catch_up_bytes"}
+        fields_ = {
+            "round": "downlink_bytes",
+            "first_contact": "first_contact_bytes",
+            "catch_up": "catch_up_bytes",
+        }
         for cause, size in payload_by_cause.items():
             setattr(self, fields_[cause], getattr(self, fields_[cause]) + size)
         self.downlink_payload_bytes += payload_by_cause.get("round", 0)

@@ -101,9 +101,7 @@ def test_data(config: RunConfig, tokenizer: Tokenizer, tokenizer_id: str) -> "Da
         rows = _take(_test_rows(config), config.max_test_examples, _rng(config.seed, "cap test"))
         made = _tokenise(config, tokenizer(), {"test": rows})
         if not length(made["test"]):
-            raise FedBTError(
-                f"dataset={config.dataset} has no test rows: raise test-fraction or add a test split"
-            )
+            raise FedBTError(f"dataset={config.dataset} has no test rows: raise test-fraction or add a test split")
         return made, {}
 
     return cached(config, _TEST_KEYS, ["test"], tokenizer_id, build)[0]["test"]

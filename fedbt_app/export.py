@@ -59,8 +59,9 @@ def model_card(report: Mapping[str, Any], checkpoint: Checkpoint) -> str:
         f"- Data: {report['data']}. It stayed at the {len(report['clients'])} clients; "
         "label names and counts were shared.",
         f"- Method: `{report['method']}`, {len(report['rounds'])} rounds, seed {report['seed']}",
-        f"- Cost, all clients together: {cost['train_flops'] / 1e12:.2f} TFLOP, {cost['uplink_bytes'] / 1e6:.1f} MB up, "
-        f"{cost['downlink_bytes'] / 1e6:.1f} MB down, {cost['client_seconds']:.0f} client seconds",
+        f"- Cost, all clients together: {cost['train_flops'] / 1e12:.2f} TFLOP, "
+        f"{cost['uplink_bytes'] / 1e6:.1f} MB up, {cost['downlink_bytes'] / 1e6:.1f} MB down, "
+        f"{cost['client_seconds']:.0f} client seconds",
         "",
         "| central test set | before | after |",
         "|---|---|---|",

@@ -8,9 +8,9 @@ It runs the submodules of transformers' own BERT, so what is trained here is wha
 """
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from fedbt_app.local_model import LocalModel
@@ -35,7 +35,7 @@ def loss(local: LocalModel, batch: Batch) -> torch.Tensor:
     return cross_entropy(outputs.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=IGNORED)
 
 
-def block(layer: nn.Module, hidden: torch.Tensor, mask: torch.Tensor | None, at: torch.Tensor | None) -> torch.Tensor:
+def block(layer: Any, hidden: torch.Tensor, mask: torch.Tensor | None, at: torch.Tensor | None) -> torch.Tensor:
     """Run one encoder block.
 
     Parameters

@@ -72,7 +72,10 @@ def run(
 def _stream(command: list[str], verbose: bool, show: Callable[[str], None]) -> tuple[str | None, str]:
     environment = os.environ | {KEEP_ENVIRONMENT: "1", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
     beside = Path(sys.executable).parent  # Flower looks for its other commands on the path
-    environment |= {"FLWR_DISABLE_UPDATE_CHECK": "1", "PATH": f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"}
+    environment |= {
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "PATH": f"{beside}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
     run_id, reason, tail = None, "", ""
     process = subprocess.Popen(
         command, cwd=APP_DIR, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -122,9 +125,13 @@ def check_local_superlink() -> None:
             continue
         mend = f"stop it with `kill {process.pid}` and run again"
         if environment.get(KEEP_ENVIRONMENT) != "1":
-            raise FedBTError(f"the running local SuperLink installs dependencies for each run ({KEEP_ENVIRONMENT}): {mend}")
+            raise FedBTError(
+                f"the running local SuperLink installs dependencies for each run ({KEEP_ENVIRONMENT}): {mend}"
+            )
         if folder != APP_DIR and (folder / "client_app.py").exists():
-            raise FedBTError(f"the running local SuperLink was started in {folder}, whose client_app.py it loads: {mend}")
+            raise FedBTError(
+                f"the running local SuperLink was started in {folder}, whose client_app.py it loads: {mend}"
+            )
 
 
 def _flwr() -> str:

@@ -6,6 +6,7 @@ follow from it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -84,7 +85,7 @@ class Weights:
 class LocalModel:
     """A built model; `trained` maps canonical (global) tensor names to its trained parameters."""
 
-    module: torch.nn.Module
+    module: Any  # transformers' model: a torch.nn.Module
     plan: RoundPlan
     spec: ModelSpec
     trained: dict[str, torch.nn.Parameter]
@@ -145,9 +146,14 @@ def build(weights: Weights, plan: RoundPlan, device: torch.device | str = "cpu")
     return LocalModel(module, plan, weights.spec, trained)
 
 
-def _assemble(weights: Weights, depth: int, tensors: Tensors) -> torch.nn.Module:
+def _assemble(weights: Weights, depth: int, tensors: Tensors) -> Any:
     """Make transformers' stock model around `tensors` without ever allocating random ones."""
-    from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertForTokenClassification
+    from transformers import (
+        BertConfig,
+        BertForMaskedLM,
+        BertForSequenceClassification,
+        BertForTokenClassification,
+    )
 
     spec = weights.spec
     config = BertConfig(
@@ -166,7 +172,7 @@ def _assemble(weights: Weights, depth: int, tensors: Tensors) -> torch.nn.Module
         "ner": BertForTokenClassification,
     }
     with torch.device("meta"):
-        module: torch.nn.Module = classes[spec.task](config)
+        module: Any = classes[spec.task](config)
     module.load_state_dict(tensors, strict=False, assign=True)
     embeddings = module.bert.embeddings
     embeddings.position_ids = torch.arange(config.max_position_embeddings).expand((1, -1))
@@ -183,7 +189,7 @@ _REPLACED = {"architectures", "torch_dtype", "dtype", "num_labels", "transformer
 _REPLACED |= {"problem_type", "classifier_dropout"}
 
 
-def _inject_adapters(module: torch.nn.Module, weights: Weights, plan: RoundPlan) -> None:
+def _inject_adapters(module: Any, weights: Weights, plan: RoundPlan) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     from fedbt_app.blocks import ADAPTED_MODULES
@@ -207,7 +213,7 @@ def _inject_adapters(module: torch.nn.Module, weights: Weights, plan: RoundPlan)
             parameters[at_block(name, position).replace(".weight", ".default.weight")].data.copy_(tensor)
 
 
-def _mark_trained(module: torch.nn.Module, plan: RoundPlan) -> dict[str, torch.nn.Parameter]:
+def _mark_trained(module: Any, plan: RoundPlan) -> dict[str, torch.nn.Parameter]:
     trained = {}
     for local_name, parameter in module.named_parameters():
         name = local_name.replace(".default.weight", ".weight")
@@ -223,7 +229,7 @@ def _mark_trained(module: torch.nn.Module, plan: RoundPlan) -> dict[str, torch.n
     return trained
 
 
-def _set_modes(module: torch.nn.Module, plan: RoundPlan) -> None:
+def _set_modes(module: Any, plan: RoundPlan) -> None:
     """Dropout noise only where something is learned: frozen blocks run as in evaluation."""
     module.train()
     if not plan.embeddings:

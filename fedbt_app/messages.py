@@ -6,7 +6,7 @@ anything uses it; nothing is unpickled (Flower reads arrays with pickling off).
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -56,7 +56,7 @@ class Reply:
     held: dict[str, PartState] | None = None
     examples: int = 0
     metrics: dict[str, float] | None = None
-    costs: ClientCosts = ClientCosts()
+    costs: ClientCosts = field(default_factory=ClientCosts)
     deltas: dict[str, Encoded] | None = None
 
 
@@ -89,7 +89,13 @@ def request_record(request: Request) -> RecordDict:
     )
     arrays, headers = _encoded_records({update.part: update.encoded for update in sync.updates})
     content = RecordDict(
-        {"run": run, "expected": _states_record(sync.expected), "updates": updates, "headers": headers, "parts": arrays}
+        {
+            "run": run,
+            "expected": _states_record(sync.expected),
+            "updates": updates,
+            "headers": headers,
+            "parts": arrays,
+        }
     )
     if request.plan is not None:
         plan = request.plan
@@ -110,7 +116,7 @@ def read_request(message: Message) -> Request:
     return _checked("the server's request", lambda: _read_request(message.content))
 
 
-def _read_request(content: RecordDict) -> Request:
+def _read_request(content: Any) -> Request:
     run, updates, encoded = content["run"], content["updates"], _read_encoded(content)
     listed = zip(updates["parts"], updates["kinds"], updates["versions"], updates["digests"], strict=True)
     sync = Sync(
@@ -126,12 +132,12 @@ def _read_request(content: RecordDict) -> Request:
         raw = content["plan"]
         plan = RoundPlan(
             round=_of_type(raw["round"], int),
-            local_blocks=tuple(raw["local-blocks"]),
-            trained_blocks=tuple(raw["trained-blocks"]),
+            local_blocks=tuple(map(int, raw["local-blocks"])),
+            trained_blocks=tuple(map(int, raw["trained-blocks"])),
             embeddings=_of_type(raw["embeddings"], bool),
             adapters=_of_type(raw["adapters"], bool),
         )
-    return Request(sync, tuple(run["labels"]), plan)
+    return Request(sync, tuple(map(str, run["labels"])), plan)
 
 
 def reply_message(reply: Reply, message: Message) -> Message:
@@ -141,7 +147,9 @@ def reply_message(reply: Reply, message: Message) -> Message:
         reply.costs,
         downlink_payload_bytes=payload_bytes(message.content),
         downlink_serialised_bytes=serialised_bytes(message),
-        uplink_payload_bytes=sum(array.nbytes for part in (reply.deltas or {}).values() for array in part.arrays.values()),
+        uplink_payload_bytes=sum(
+            array.nbytes for part in (reply.deltas or {}).values() for array in part.arrays.values()
+        ),
     )
     content = RecordDict(
         {
@@ -175,7 +183,7 @@ def read_reply(message: Message) -> Reply:
     return _checked("the client's reply", lambda: _read_reply(message.content))
 
 
-def _read_reply(content: RecordDict) -> Reply:
+def _read_reply(content: Any) -> Reply:
     kinds: dict[str, Callable[[float], Any]] = {spec.name: spec.type for spec in fields(ClientCosts)}  # type: ignore[misc]
     costs = content["costs"]
     for name in kinds:
@@ -220,7 +228,7 @@ def read_capabilities(message: Message) -> Capabilities:
     return _checked("the client's answer to the query", lambda: _read_capabilities(message.content))
 
 
-def _read_capabilities(content: RecordDict) -> Capabilities:
+def _read_capabilities(content: Any) -> Capabilities:
     plain, labels = content["capabilities"], content["labels"]
     wanted = {spec.name: spec.type for spec in fields(Capabilities) if spec.name not in ("label_counts", "held")}
     values: dict[str, Any] = {name: _of_type(plain[name], kind) for name, kind in wanted.items()}  # type: ignore[arg-type]
@@ -236,7 +244,7 @@ def _read_capabilities(content: RecordDict) -> Capabilities:
 
 def payload_bytes(content: RecordDict) -> int:
     """Return the bytes of tensor data in a message, without names, headers or framing."""
-    return sum(array.numpy().nbytes for array in content["parts"].values()) if "parts" in content else 0
+    return sum(array.numpy().nbytes for array in content.array_records.get("parts", {}).values())
 
 
 def serialised_bytes(message: Message) -> int:
@@ -253,7 +261,7 @@ def _encoded_records(encoded: Mapping[str, Encoded]) -> tuple[ArrayRecord, Confi
     return ArrayRecord(arrays), ConfigRecord({part: item.header for part, item in encoded.items()})
 
 
-def _read_encoded(content: RecordDict) -> dict[str, Encoded]:
+def _read_encoded(content: Any) -> dict[str, Encoded]:
     grouped: dict[str, dict[str, np.ndarray]] = {}
     for name, array in content["parts"].items():
         part, _, key = name.rpartition("/")

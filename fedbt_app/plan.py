@@ -120,8 +120,8 @@ def _sampled_above(block: int, local_depth: int, depth: int, generator: np.rando
     if local_depth == depth:  # nothing to leave out: the local model is the global one
         return tuple(range(depth))
     kept = tuple(range(block + 1))
-    drawn = generator.integers(block + 1, depth, size=local_depth - len(kept)) if block + 1 < depth else []
-    return kept + tuple(sorted(int(index) for index in drawn))
+    drawn = generator.integers(block + 1, depth, size=local_depth - len(kept))
+    return kept + tuple(sorted(map(int, drawn)))
 
 
 def _generator(seed: int, client: str, round_: int) -> np.random.Generator:

@@ -25,7 +25,13 @@ class StepShape:
 
 
 def step_flops(
-    arch: Architecture, task: str, num_labels: int, plan: RoundPlan, shape: StepShape, rank: int = 0, fused: bool = False
+    arch: Architecture,
+    task: str,
+    num_labels: int,
+    plan: RoundPlan,
+    shape: StepShape,
+    rank: int = 0,
+    fused: bool = False,
 ) -> int:
     """Return the FLOPs of one exact training step (forward.py).
 

@@ -71,12 +71,25 @@ def print_preview(shown: Preview, title: str) -> None:
     table.add_column("round", justify="right")
     table.add_column("trained blocks", no_wrap=True)
     table.add_column("local\nblocks", justify="right", no_wrap=True)
-    for head in ("TFLOP", "of stock\nfull", "of same-\nopt. full", "MB each\nway", "of full", "memory\nGB (est.)"):
+    for head in (
+        "TFLOP",
+        "of stock\nfull",
+        "of same-\nopt. full",
+        "MB each\nway",
+        "of full",
+        "memory\nGB (est.)",
+    ):
         table.add_column(head, justify="right", no_wrap=True)
 
     def row(name: str, blocks: str, depth: str, flops: float, size: float, memory: float) -> None:
         table.add_row(
-            *(name, blocks, depth, f"{shown.steps * flops / 1e12:.2f}", f"{100 * flops / shown.stock_step_flops:.1f} %"),
+            *(
+                name,
+                blocks,
+                depth,
+                f"{shown.steps * flops / 1e12:.2f}",
+                f"{100 * flops / shown.stock_step_flops:.1f} %",
+            ),
             *(f"{100 * flops / shown.same_step_flops:.1f} %", f"{size / 1e6:.2f}"),
             *(f"{100 * size / shown.full_bytes:.2f} %", f"{memory / 1e9:.2f}"),
         )
@@ -93,15 +106,22 @@ def print_preview(shown: Preview, title: str) -> None:
     count = len(shown.rounds)
     mean_flops = sum(one.step_flops for one in shown.rounds) / count
     mean_bytes = sum(one.exchange_bytes for one in shown.rounds) / count
-    row("mean", f"over {count} rounds", "", mean_flops, mean_bytes, max(one.memory_bytes for one in shown.rounds))
+    row(
+        "mean",
+        f"over {count} rounds",
+        "",
+        mean_flops,
+        mean_bytes,
+        max(one.memory_bytes for one in shown.rounds),
+    )
     row("full", "all (stock step)", "", shown.stock_step_flops, shown.full_bytes, shown.full_memory)
     console = Console()
     console.width = max(console.width, 104)
     console.print(table)
     console.print(
         f"bytes each way: {100 * shown.bytes_ratio:.2f} % of full-model averaging; compute: "
-        f"{100 * shown.flops_ratio:.1f} % of the stock full-model step, {100 * shown.flops_ratio_same:.1f} % of full-model "
-        "training with the same optimisations; memory is an estimate, the mean row's the largest",
+        f"{100 * shown.flops_ratio:.1f} % of the stock full-model step, {100 * shown.flops_ratio_same:.1f} % of "
+        "full-model training with the same optimisations; memory is an estimate, the mean row's the largest",
         highlight=False,
         soft_wrap=True,
     )

@@ -208,9 +208,7 @@ def checked(config: RunConfig, columns: Columns, split: str) -> Columns:
     known = frozenset(config.label_names)
     kept = []
     for row in range(length(columns)):
-        labels = check(
-            config, {name: values[row] for name, values in columns.items()}, f"{split} row {row + 1}"
-        )
+        labels = check(config, {name: values[row] for name, values in columns.items()}, f"{split} row {row + 1}")
         for label in labels or ():
             if known and label not in known:
                 raise FedBTError(
@@ -220,9 +218,7 @@ def checked(config: RunConfig, columns: Columns, split: str) -> Columns:
         if labels is not None:
             kept.append(row)
     if not kept:
-        raise FedBTError(
-            f"split {split} has no row with text in column {getattr(config, needed[0])!r}: add some"
-        )
+        raise FedBTError(f"split {split} has no row with text in column {getattr(config, needed[0])!r}: add some")
     return select(columns, kept)
 
 
@@ -237,9 +233,7 @@ def _check_text(config: RunConfig, row: Mapping[str, Any], where: str) -> Sequen
     """Return the row's label, if the task has labels; None for a row without text."""
     text = row[config.text_column]
     if text is not None and not isinstance(text, str):
-        raise FedBTError(
-            f"{where}: column {config.text_column!r} holds no text: set text-column, or mend the row"
-        )
+        raise FedBTError(f"{where}: column {config.text_column!r} holds no text: set text-column, or mend the row")
     if not text or not text.strip():
         return None
     if config.task == "mlm":

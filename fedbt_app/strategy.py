@@ -8,10 +8,9 @@ silently when nobody answered, each of which is wrong here.
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
@@ -26,47 +25,21 @@ from fedbt_app.local_model import Weights, model_spec, new_tensors
 from fedbt_app.messages import (
     FAILED,
     LACKING,
-    Capabilities,
     Reply,
     Request,
     Sync,
-    read_capabilities,
     read_reply,
     request_record,
     serialised_bytes,
 )
 from fedbt_app.plan import RoundPlan, plan_round
-from fedbt_app.pool import PartState, Tensors
+from fedbt_app.pool import Tensors
 from fedbt_app.predict import full_model_bytes
+from fedbt_app.roster import Participant, Roster
 from fedbt_app.state import GlobalState, WeightedSum
 from fedbt_app.tasks import merge_labels
 
 log = logging.getLogger("flwr")
-NODE_POLL_SECONDS = 1.0
-
-
-@dataclass
-class Participant:
-    """A client that the query accepted, and what its pool holds as far as the server knows."""
-
-    node: int
-    capabilities: Capabilities
-    held: dict[str, PartState]
-    contacted: bool = False  # it has been sent the tensors that the base lacks
-
-    @property
-    def name(self) -> str:
-        """The client's own name."""
-        return self.capabilities.name
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A reply (or a client) that was not used, and why."""
-
-    round: int
-    client: str
-    reason: str
 
 
 @dataclass
@@ -78,7 +51,6 @@ class Outcome:
     full_bytes_up: int = 0  # what full-model averaging would have sent for the same exchanges
     full_bytes_down: int = 0
     client_metrics: dict[str, float] = field(default_factory=dict)
-    refusals: list[Refusal] = field(default_factory=list)
 
 
 class FedBT:
@@ -100,11 +72,10 @@ class FedBT:
         self.config, self.checkpoint = config, checkpoint
         self._evaluate, self._on_round = evaluate, on_round
         self.lineage = uuid.uuid4().hex
-        self.participants: dict[int, Participant] = {}
+        self.roster = Roster(config, checkpoint)
         self.labels: tuple[str, ...] = config.label_names
         self.outcome = Outcome()
         self.initial: dict[str, float] = {}
-        self._refused_nodes: set[int] = set()
 
     def start(self, grid: Grid) -> Outcome:
         """Run all rounds.
@@ -114,11 +85,11 @@ class FedBT:
         FedBTError
             When too few clients connect, none is accepted, or every client of a round failed.
         """
-        self._wait_for_clients(grid)
+        self.roster.wait_for_clients(grid)
         self._query(grid, 0)
-        self._require_participants()
+        self.roster.require_participants()
         self.labels = self.labels or merge_labels(
-            self.config.task, (one.capabilities.label_counts for one in self.participants.values())
+            self.config.task, (one.capabilities.label_counts for one in self.roster.participants.values())
         )
         self.state = GlobalState(self.checkpoint, self.config.codec)
         self.weights = Weights(self.checkpoint, self.state.tensors, model_spec(self.config, self.labels))
@@ -130,108 +101,41 @@ class FedBT:
             self._round(grid, round_)
         return self.outcome
 
-    # -- who takes part ---------------------------------------------------------------------------
-
-    def _wait_for_clients(self, grid: Grid) -> None:
-        deadline, told = time.monotonic() + self.config.round_timeout, False
-        while (connected := len(list(grid.get_node_ids()))) < self.config.min_clients:
-            if time.monotonic() > deadline:
-                raise FedBTError(
-                    f"{connected} of min-clients={self.config.min_clients} clients connected: start more SuperNodes "
-                    "or lower min-clients"
-                )
-            if not told:
-                log.info("fedbt: %d of %d clients connected, waiting", connected, self.config.min_clients)
-                told = True
-            time.sleep(NODE_POLL_SECONDS)
-
     def _query(self, grid: Grid, round_: int) -> None:
-        """Ask every node not yet asked for its examples, labels, pool and device; refuse foreign bases."""
-        new = [n for n in grid.get_node_ids() if n not in self.participants and n not in self._refused_nodes]
-        exchange = Exchange(grid, MessageType.QUERY, f"query-{round_}", self.config.round_timeout)
-        cost = self.outcome.cost
-        for node in new:
-            content = request_record(Request(Sync(self.lineage, [], {})))
-            cost.first_contact_bytes += serialised_bytes(exchange.send(node, content))
-        for node, message in exchange.replies():
-            try:
-                if not message.has_error():
-                    cost.first_contact_bytes += serialised_bytes(message)
-                self._accept(node, read_capabilities(message))
-            except FedBTError as error:
-                self._refused_nodes.add(node)
-                self._refuse(round_, f"node {node}", str(error))
-        for node in exchange.silent:
-            self._refuse(round_, f"node {node}", "did not answer the query in time")
-
-    def _accept(self, node: int, capabilities: Capabilities) -> None:
-        mine = self.checkpoint.fingerprint
-        if capabilities.fingerprint != mine:
-            raise FedBTError(
-                f"{capabilities.name} starts from another base: its {capabilities.base!r} is "
-                f"{capabilities.fingerprint[:12]}, the run's {self.config.model!r} is {mine[:12]}; "
-                "give it the same checkpoint (model-path)"
-            )
-        if not capabilities.examples:
-            raise FedBTError(f"{capabilities.name} has no training examples: check its data")
-        if any(one.name == capabilities.name for one in self.participants.values()):
-            raise FedBTError(f"two clients call themselves {capabilities.name!r}: give each node its own name")
-        unknown = set(capabilities.label_counts) - set(self.labels) if self.labels else set()
-        if unknown:
-            known = ", ".join(self.labels)
-            raise FedBTError(f"{capabilities.name} has label {sorted(unknown)[0]!r}, not in the label set ({known})")
-        self.participants[node] = Participant(node, capabilities, dict(capabilities.held))
-        log.info(
-            "fedbt: %s joins: %d examples, %d held out, on %s",
-            *(capabilities.name, capabilities.examples, capabilities.heldout, capabilities.device),
-        )
-
-    def _require_participants(self) -> None:
-        if not self.participants:
-            reasons = "; ".join(dict.fromkeys(refusal.reason for refusal in self.outcome.refusals)) or "nobody answered"
-            raise FedBTError(f"no client can take part: {reasons}")
-
-    def _chosen(self, round_: int) -> list[Participant]:
-        ordered = sorted(self.participants.values(), key=lambda one: one.name)
-        wanted = max(1, round(self.config.participation * len(ordered)))
-        if wanted == len(ordered):
-            return ordered
-        generator = np.random.default_rng([self.config.seed, round_])
-        return [ordered[index] for index in sorted(generator.choice(len(ordered), wanted, replace=False))]
+        self.roster.query(grid, self.lineage, self.labels, self.outcome.cost, round_)
 
     # -- a round ----------------------------------------------------------------------------------
 
     def _round(self, grid: Grid, round_: int) -> None:
         begin, cost, mean = time.monotonic(), Ledger(), WeightedSum()
-        self._losses: list[tuple[int, float]] = []
-        plans = {one.node: self._plan(one, round_) for one in self._chosen(round_)}
+        losses: list[tuple[int, float]] = []
+        plans = {one.node: self._plan(one, round_) for one in self.roster.chosen(round_)}
         log.info("fedbt: round %d/%d: %d clients", round_, self.config.num_rounds, len(plans))
         trained, answered = set(), 0
         for one, reply in self._exchange(grid, MessageType.TRAIN, round_, plans, cost):
             plan = plans[one.node]
-            assert plan is not None
             try:
                 deltas = self._checked_deltas(reply, plan)
             except FedBTError as error:
-                self._refuse(round_, one.name, str(error))
+                self.roster.refuse(round_, one.name, str(error))
                 continue
             mean.add(deltas, reply.examples)
             trained |= set(plan.trained_blocks)
             answered += 1
-            self._losses.append((reply.examples, (reply.metrics or {}).get("train_loss", float("nan"))))
+            losses.append((reply.examples, (reply.metrics or {}).get("train_loss", float("nan"))))
             log.info(
                 "fedbt: round %d/%d: %s: loss %.4f, %d examples, %.2f TFLOP, %.2f MB up, %.1f s",
-                *(round_, self.config.num_rounds, one.name, self._losses[-1][1], reply.examples),
+                *(round_, self.config.num_rounds, one.name, losses[-1][1], reply.examples),
                 *(reply.costs.train_flops / 1e12, reply.costs.uplink_serialised_bytes / 1e6, reply.costs.seconds),
             )
         if not answered:
-            raise FedBTError(f"round {round_}: every client failed: {self._last_reason(round_)}")
+            raise FedBTError(f"round {round_}: every client failed: {self.roster.last_reason(round_)}")
         self.state.apply(mean.mean(), seed=self.config.seed + round_)
         last = round_ == self.config.num_rounds
         if self.config.client_evaluation == "every" or (last and self.config.client_evaluation == "final"):
             self._evaluate_on_clients(grid, round_, cost)
-        examples = sum(weight for weight, _ in self._losses)
-        metrics = {"train_loss": sum(weight * loss for weight, loss in self._losses) / examples}
+        examples = sum(weight for weight, _ in losses)
+        metrics = {"train_loss": sum(weight * loss for weight, loss in losses) / examples}
         metrics |= self._evaluate(self)
         entry = RoundEntry(
             round=round_,
@@ -287,7 +191,7 @@ class FedBT:
 
     def _evaluate_on_clients(self, grid: Grid, round_: int, cost: Ledger) -> None:
         """Evaluate on held-out rows; delivers the round's result to every client as well."""
-        nodes: dict[int, RoundPlan | None] = dict.fromkeys(self.participants)
+        nodes: dict[int, RoundPlan | None] = dict.fromkeys(self.roster.participants)
         sums: dict[str, float] = {}
         examples = 0
         for _, reply in self._exchange(grid, MessageType.EVALUATE, round_, nodes, cost):
@@ -300,7 +204,9 @@ class FedBT:
 
     # -- messages ---------------------------------------------------------------------------------
 
-    def _exchange(self, grid: Grid, kind: str, round_: int, plans: dict[int, RoundPlan | None], cost: Ledger):  # type: ignore[no-untyped-def]
+    def _exchange(
+        self, grid: Grid, kind: str, round_: int, plans: Mapping[int, RoundPlan | None], cost: Ledger
+    ) -> Iterator[tuple[Participant, Reply]]:
         """Send every client what it lacks and its plan; yield (participant, good reply), book all bytes."""
         exchange = Exchange(grid, kind, str(round_), self.config.round_timeout)
         rest = "downlink_bytes" if kind == MessageType.TRAIN else "evaluation_bytes"
@@ -319,9 +225,9 @@ class FedBT:
                 self.outcome.full_bytes_down += self._full_bytes()
 
         for node in plans:
-            ask(self.participants[node])
+            ask(self.roster.participants[node])
         for node, message in exchange.replies():
-            one = self.participants[node]
+            one = self.roster.participants[node]
             if (reply := self._read(one, message, round_, kind, cost)) is None:
                 continue
             one.held = dict(reply.held or {})
@@ -330,11 +236,11 @@ class FedBT:
                 log.info("fedbt: round %d: %s lacks parts of its pool, sending them", round_, one.name)
                 ask(one)
             elif reply.status == LACKING:
-                self._refuse(round_, one.name, "its pool stays incomplete: check the disk of its pool-dir")
+                self.roster.refuse(round_, one.name, "its pool stays incomplete: check the disk of its pool-dir")
             else:
                 yield one, reply
         for node in exchange.silent:
-            self._refuse(round_, self.participants[node].name, "did not answer in time (round-timeout)")
+            self.roster.refuse(round_, self.roster.participants[node].name, "did not answer in time (round-timeout)")
 
     def _read(self, one: Participant, message: Message, round_: int, kind: str, cost: Ledger) -> Reply | None:
         """Read and book one reply; None when it can't be used."""
@@ -343,7 +249,7 @@ class FedBT:
             if reply.status == FAILED:
                 raise FedBTError(reply.error)
         except FedBTError as error:
-            self._refuse(round_, one.name, str(error))
+            self.roster.refuse(round_, one.name, str(error))
             return None
         size = serialised_bytes(message)
         cost.book_work(reply.costs)
@@ -359,14 +265,6 @@ class FedBT:
 
     def _full_bytes(self) -> int:
         return full_model_bytes(self.checkpoint.architecture, self.config.task, len(self.labels))
-
-    def _refuse(self, round_: int, client: str, reason: str) -> None:
-        self.outcome.refusals.append(Refusal(round_, client, reason))
-        log.warning("fedbt: round %d: %s is left out: %s", round_, client, reason)
-
-    def _last_reason(self, round_: int) -> str:
-        reasons = [refusal.reason for refusal in self.outcome.refusals if refusal.round == round_]
-        return reasons[-1] if reasons else "nobody answered"
 
 
 def _shown(metrics: dict[str, float]) -> str:

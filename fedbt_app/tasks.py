@@ -104,7 +104,11 @@ Read = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _read_mlm(
-    collator: Collator, rows: Sequence[Any], ids: np.ndarray, present: np.ndarray, generator: np.random.Generator
+    collator: Collator,
+    rows: Sequence[Any],
+    ids: np.ndarray,
+    present: np.ndarray,
+    generator: np.random.Generator,
 ) -> Read:
     """Choose 15 % of each row's pieces: 80 % become [MASK], 10 % a random piece, 10 % stay (BERT, section 3.1)."""
     candidates = present & ~np.isin(ids, collator.tokens.special)
@@ -123,14 +127,22 @@ def _read_mlm(
 
 
 def _read_classification(
-    collator: Collator, rows: Sequence[Any], ids: np.ndarray, present: np.ndarray, generator: np.random.Generator
+    collator: Collator,
+    rows: Sequence[Any],
+    ids: np.ndarray,
+    present: np.ndarray,
+    generator: np.random.Generator,
 ) -> Read:
     labels = np.array([[collator.label_id(row["label"])] for row in rows], dtype=np.int64)
     return ids, np.zeros((len(rows), 1), dtype=np.int64), labels
 
 
 def _read_ner(
-    collator: Collator, rows: Sequence[Any], ids: np.ndarray, present: np.ndarray, generator: np.random.Generator
+    collator: Collator,
+    rows: Sequence[Any],
+    ids: np.ndarray,
+    present: np.ndarray,
+    generator: np.random.Generator,
 ) -> Read:
     """Read the first piece of each word; continuation pieces carry no tag."""
     found = [[(at, collator.label_id(tag)) for at, tag in enumerate(row["tags"]) if tag] for row in rows]

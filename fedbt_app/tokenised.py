@@ -81,9 +81,7 @@ def _open(folder: Path) -> Found:
     from datasets import Dataset
 
     splits = {
-        name: Dataset.load_from_disk(folder / name)
-        if rows
-        else _dataset({column: [] for column in about["columns"]})
+        name: Dataset.load_from_disk(folder / name) if rows else _dataset({column: [] for column in about["columns"]})
         for name, rows in about["rows"].items()
     }
     return splits, about["label_counts"]

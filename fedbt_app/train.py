@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def run(
     for epoch in range(settings.epochs):
         generator = np.random.default_rng([*seed, epoch])
         for batch in batches(rows, collator, settings.batch_size, generator):
-            value = meter.step(batch.shape, lambda batch=batch: _backward(local, batch.to(device)))
+            value = meter.step(batch.shape, partial(_backward, local, batch.to(device)))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             read = int((batch.labels >= 0).sum())
@@ -61,7 +62,9 @@ def run(
 
 
 @torch.no_grad()
-def evaluate(local: LocalModel, rows: Sequence[Mapping[str, Any]], collator: Collator, batch_size: int) -> dict[str, float]:
+def evaluate(
+    local: LocalModel, rows: Sequence[Mapping[str, Any]], collator: Collator, batch_size: int
+) -> dict[str, float]:
     """Return the task's metrics of `local` on `rows`; mlm masks the same pieces every time."""
     device = next(local.module.parameters()).device
     local.module.eval()

@@ -21,26 +21,12 @@ from fedbt_app.blocks import EMBEDDINGS, HEAD, block_part
 from fedbt_app.checkpoint import Checkpoint
 from fedbt_app.config import RunConfig, defaults
 from fedbt_app.pool import Tensors
+from fedbt_app.roster import Participant, Refusal
 from fedbt_app.strategy import FedBT, Outcome
 
 torch.set_num_threads(1)  # these models are too small to share out
-WORDS = [
-    *(
-        "the",
-        "patient",
-        "has",
-        "severe",
-        "acute",
-        "renal",
-        "cardiac",
-        "hepatic",
-        "failure",
-        "of",
-        "kidney",
-        "heart",
-    ),
-    *("liver", "and", "chronic", "pain", "no", "mild"),
-]
+SENTENCE = "the patient has severe acute renal cardiac hepatic failure of kidney heart liver and chronic pain no mild"
+WORDS = SENTENCE.split()
 
 
 @pytest.fixture(scope="session")
@@ -210,6 +196,16 @@ class Federated:
     strategy: FedBT
     grid: LocalGrid
     outcome: Outcome
+
+    @property
+    def refusals(self) -> list[Refusal]:
+        """What was not used, and why."""
+        return self.strategy.roster.refusals
+
+    @property
+    def participants(self) -> list[Participant]:
+        """The clients that the query accepted."""
+        return list(self.strategy.roster.participants.values())
 
     @property
     def tensors(self) -> Tensors:

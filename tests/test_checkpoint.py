@@ -136,9 +136,7 @@ class Payload:
         return Path.touch, (self.mark,)
 
 
-def test_code_pickled_in_a_bin_file_is_not_run(
-    tmp_path: Path, stored: Tensors, folder_of: Callable[..., Path]
-) -> None:
+def test_code_pickled_in_a_bin_file_is_not_run(tmp_path: Path, stored: Tensors, folder_of: Callable[..., Path]) -> None:
     mark = tmp_path / "ran"
     folder = folder_of(stored | {"x": Payload(mark)}, "pytorch_model.bin")
     with pytest.raises(FedBTError, match=r"not a plain PyTorch weights file"):

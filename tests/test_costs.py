@@ -75,7 +75,11 @@ def test_the_work_of_several_clients_is_summed_never_averaged() -> None:
     for flops, seconds, memory in ((10, 1.0, 500), (20, 3.0, 900), (30, 2.0, 100)):
         books.book_work(
             ClientCosts(
-                train_flops=flops, stock_flops=3 * flops, same_flops=2 * flops, seconds=seconds, peak_memory_bytes=memory
+                train_flops=flops,
+                stock_flops=3 * flops,
+                same_flops=2 * flops,
+                seconds=seconds,
+                peak_memory_bytes=memory,
             )
         )
     assert (books.train_flops, books.stock_flops, books.same_flops) == (60, 180, 120)

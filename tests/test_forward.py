@@ -80,8 +80,9 @@ def test_loss_and_all_gradients_are_the_stock_models(task: str, plan: str, padde
     found.backward()
     gradients = {name: value.grad for name, value in local.module.named_parameters()}
     for name, value in stock.named_parameters():
-        assert (gradients[name] is None) is (value.grad is None) is not value.requires_grad, name
-        if value.grad is not None:
+        if not value.requires_grad:
+            assert gradients[name] is None, name
+        else:
             torch.testing.assert_close(gradients[name], value.grad, atol=1e-5, rtol=1e-5, msg=name)
     assert sum(float(value.abs().sum()) for value in gradients.values() if value is not None) > 0
 
@@ -111,9 +112,7 @@ def test_no_graph_is_kept_below_the_lowest_trained_block(task: str, plan: str, t
 
 
 @pytest.mark.parametrize("task", ["mlm", "ner"])
-def test_the_last_block_and_the_head_compute_only_the_positions_that_the_loss_reads(
-    task: str, tiny_bert: Path
-) -> None:
+def test_the_last_block_and_the_head_compute_only_the_positions_that_the_loss_reads(task: str, tiny_bert: Path) -> None:
     local, batch = local_model(tiny_bert, task, PLANS["full"]), batch_of(task, padded=False)
     layers: Any = local.module.bert.encoder.layer  # type: ignore[union-attr]
     widths: list[int] = []
@@ -168,7 +167,7 @@ def test_padding_does_not_change_what_an_example_gives(tiny_bert: Path) -> None:
     torch.testing.assert_close(both[:1], alone, atol=1e-6, rtol=1e-6)
 
 
-def test_every_plan_of_a_run_gives_a_finite_loss_and_a_gradient_for_each_trained_tensor(tiny_bert: Path) -> None:
+def test_every_plan_of_a_run_gives_a_gradient_for_each_trained_tensor(tiny_bert: Path) -> None:
     for task in LABELS:
         for method in ("fedbt", "fedbt-lora"):
             for round_ in range(4):

@@ -27,9 +27,7 @@ IDS = torch.tensor([[2, 7, 8, 9, 10, 3], [2, 11, 12, 13, 14, 3]])
 def weights_of(folder: Path, task: str, adapters: bool = False, rank: int = 4) -> Weights:
     """Return the base with a new head and, where wanted, adapters that have learned something."""
     held: dict[str, Tensors] = {}
-    weights = Weights(
-        Checkpoint(folder), lambda part: held.get(part, {}), ModelSpec(task, LABELS[task], 0.0, rank)
-    )
+    weights = Weights(Checkpoint(folder), lambda part: held.get(part, {}), ModelSpec(task, LABELS[task], 0.0, rank))
     held[HEAD] = new_tensors(weights.lacking(HEAD), seed=1)
     generator = torch.Generator().manual_seed(2)
     for index in range(4 if adapters else 0):
@@ -49,7 +47,9 @@ def train_a_little(local: LocalModel) -> None:
     rows = []
     for number in range(4):
         ids = torch.randint(5, 40, (6,), generator=generator).tolist()
-        rows.append({"input_ids": [2, *ids, 3], "label": LABELS["classification"][number % 3], "tags": ["", *"OOOOOO", ""]})
+        rows.append(
+            {"input_ids": [2, *ids, 3], "label": LABELS["classification"][number % 3], "tags": ["", *"OOOOOO", ""]}
+        )
     collator = Collator(local.spec.task, SpecialTokens(0, 4, (0, 1, 2, 3, 4), 40), local.spec.labels, 0.3)
     settings = train.TrainSettings(epochs=1, batch_size=2, learning_rate=0.01, weight_decay=0.5)
     train.run(local, rows, collator, settings, FlopMeter(), [0])
@@ -155,9 +155,7 @@ def test_only_the_tensors_of_the_local_model_are_read(
 
 @pytest.mark.parametrize("task", LABELS)
 @pytest.mark.parametrize("all_trained", [False, True])
-def test_at_full_depth_the_module_gives_the_stock_models_outputs(
-    all_trained: bool, task: str, tiny_bert: Path
-) -> None:
+def test_at_full_depth_the_module_gives_the_stock_models_outputs(all_trained: bool, task: str, tiny_bert: Path) -> None:
     weights = weights_of(tiny_bert, task)
     stock = STOCK[task].from_pretrained(tiny_bert, num_labels=max(2, len(LABELS[task]))).eval()
     stock.load_state_dict(weights.held(HEAD), strict=False)

@@ -164,9 +164,7 @@ def test_fedbt_lora_trains_adapters_where_fedbt_trains_blocks(task: str) -> None
     for round_ in range(10):
         blocks, adapters = plan(task, round_), plan(task, round_, method="fedbt-lora")
         assert adapters.local_blocks == blocks.local_blocks
-        assert adapters.trained_parts == tuple(
-            part.replace("block", "adapter") for part in blocks.trained_parts
-        )
+        assert adapters.trained_parts == tuple(part.replace("block", "adapter") for part in blocks.trained_parts)
 
 
 def test_every_method_of_the_table_can_be_planned() -> None:

@@ -41,7 +41,9 @@ def local_model(folder: Path, task: str, plan: RoundPlan, dropout: float) -> Loc
     spec = ModelSpec(task, LABELS[task], dropout, RANK)
     weights = Weights(Checkpoint(folder), lambda part: held.get(part, {}), spec)
     held[HEAD] = new_tensors(weights.lacking(HEAD), seed=1)
-    held |= {part: new_tensors(weights.shapes(part), 2) for part in map(adapter_part, range(4) if plan.adapters else ())}
+    held |= {
+        part: new_tensors(weights.shapes(part), 2) for part in map(adapter_part, range(4) if plan.adapters else ())
+    }
     return build(weights, plan)
 
 

