@@ -13,8 +13,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedbt_app import data, report, train
 from fedbt_app.checkpoint import Checkpoint, find_model
-from fedbt_app.client import pick_device
 from fedbt_app.config import NO_DATA, RunConfig
+from fedbt_app.device import pick_device, use_bfloat16
 from fedbt_app.errors import FedBTError
 from fedbt_app.export import export, model_card
 from fedbt_app.local_model import build, whole_plan
@@ -131,5 +131,6 @@ class TestSet:
         config = self._config
         tokens = special_tokens(self._checkpoint.tokenizer())
         collator = Collator(config.task, tokens, strategy.labels, config.mask_probability)
-        local = build(strategy.weights, whole_plan(strategy.weights), self._device)
+        bfloat16 = use_bfloat16(config.precision, self._device)
+        local = build(strategy.weights, whole_plan(strategy.weights), self._device, bfloat16)
         return train.evaluate(local, self.rows, collator, batch_size=32)

@@ -137,7 +137,7 @@ class Checkpoint:
         try:
             return AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
         except (OSError, ValueError, TypeError):
-            raise FedBTError(f"{self.folder} has no readable tokenizer: copy vocab.txt or tokenizer.json again") from None
+            raise FedBTError(f"{self.folder} has a broken tokenizer: copy vocab.txt or tokenizer.json again") from None
 
 
 class _Safetensors:

@@ -16,11 +16,14 @@ from fedbt_app.checkpoint import Checkpoint, find_model
 from fedbt_app.codec import decode, encode
 from fedbt_app.config import RunConfig
 from fedbt_app.costs import ClientCosts, FlopMeter, Stopwatch
+from fedbt_app.device import pick_device, use_bfloat16
 from fedbt_app.errors import FedBTError
 from fedbt_app.local_model import Weights, build, model_spec, whole_plan
 from fedbt_app.messages import LACKING, Capabilities, Reply, Request
+from fedbt_app.plan import frozen_prefix
 from fedbt_app.pool import ParameterPool, PartState, digest
 from fedbt_app.predict import StepShape, full_plan, step_flops, stock_step_flops
+from fedbt_app.prefix import PrefixCache
 from fedbt_app.state import DELTA, Update, by_part
 from fedbt_app.tasks import Collator, special_tokens
 
@@ -72,14 +75,15 @@ class Client:
         held = synchronise(pool, weights, request)
         if held != request.sync.expected:
             return Reply(LACKING, held=held)
-        local = build(weights, plan, self.device)
+        local = build(weights, plan, self.device, self._bfloat16)
         received = local.snapshot()
         settings = train.TrainSettings(
             config.local_epochs, config.batch_size, config.learning_rate, config.weight_decay
         )
         seed = [config.seed, zlib.crc32(self.name.encode()), plan.round]
         rows = self._data.train.to_list()
-        result = train.run(local, rows, self._collator(request), settings, meter, seed)
+        cache = self._prefix_cache(request, rows)
+        result = train.run(local, rows, self._collator(request), settings, meter, seed, cache)
         deltas = by_part(local.delta(received))
         return Reply(
             held=held,
@@ -99,10 +103,24 @@ class Client:
         rows = self._data.heldout.to_list()
         metrics: dict[str, float] = {}
         if rows:
-            local = build(weights, whole_plan(weights), self.device)
+            local = build(weights, whole_plan(weights), self.device, self._bfloat16)
             metrics = train.evaluate(local, rows, self._collator(request), self.config.batch_size)
         costs = ClientCosts(seconds=watch.seconds, peak_memory_bytes=watch.peak_memory_bytes)
         return Reply(held=held, examples=len(rows), metrics=metrics, costs=costs)
+
+    @property
+    def _bfloat16(self) -> bool:
+        return use_bfloat16(self.config.precision, self.device)
+
+    def _prefix_cache(self, request: Request, rows: list[dict[str, Any]]) -> PrefixCache | None:
+        """Open the cache for the blocks that no round of this run trains; mlm masks anew each time, so has none."""
+        config, arch = self.config, self.checkpoint.architecture
+        if config.task == "mlm":
+            return None
+        depth = frozen_prefix(config.method, config.task, arch.depth, config.local_depth, config.num_rounds)
+        base = f"{self.checkpoint.fingerprint} bf16={self._bfloat16}"
+        budget = int(config.prefix_cache_gb * 1e9)
+        return PrefixCache.open(config.cache_folder / "prefix", depth, rows, arch.hidden, base, budget)
 
     def _pool(self, request: Request) -> ParameterPool:
         return ParameterPool(self.config.pool_folder, request.sync.lineage, self.name)
@@ -152,16 +170,3 @@ def _updated(weights: Weights, update: Update) -> dict[str, torch.Tensor]:
         return sent
     current = weights.part(update.part)
     return {name: current[name] + delta for name, delta in sent.items()}
-
-
-def pick_device(wanted: str) -> torch.device:
-    """Return the device to compute on; `auto` takes a GPU where there is one."""
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        raise FedBTError(f"device={wanted} is not a device: use auto, cpu, cuda or cuda:1") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise FedBTError(f"device={wanted} but this machine has no usable GPU: use device=auto or cpu")
-    return device

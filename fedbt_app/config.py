@@ -80,6 +80,14 @@ class RunConfig:
     min_clients: int = key("Clients that must be connected before the run starts.", at_least=1)
     round_timeout: float = key("Seconds to wait for clients in one round.", at_least=1)
     client_evaluation: str = key("When clients evaluate on their held-out rows.", ("never", "final", "every"))
+    precision: str = key(
+        "Matrix products in bfloat16 or float32; `auto` takes bfloat16 where the hardware has it.",
+        ("auto", "float32", "bf16"),
+    )
+    prefix_cache_gb: float = key(
+        "Disk that a client may use to keep the frozen blocks' output for its rows; 0 computes it again each epoch.",
+        at_least=0,
+    )
     codec: str = key("Number format of the deltas, both ways: float32, bf16, int8, int4 or int2, each also `+zstd`.")
     reference: str = key("Folder of a finished method=full run to compare with; empty predicts its costs.")
     seed: int = key("Seeds partition, sampling, masking, dropout and new tensors.", at_least=0)

@@ -65,7 +65,7 @@ def _packages(config: RunConfig) -> str:
 def _device(config: RunConfig) -> str:
     import torch
 
-    from fedbt_app.client import pick_device
+    from fedbt_app.device import pick_device
 
     device = pick_device(config.device)
     if device.type == "cuda":

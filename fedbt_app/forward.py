@@ -8,6 +8,7 @@ It runs the submodules of transformers' own BERT, so what is trained here is wha
 """
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,21 +18,44 @@ from fedbt_app.local_model import LocalModel
 from fedbt_app.tasks import IGNORED, Batch
 
 
-def logits(local: LocalModel, batch: Batch) -> torch.Tensor:
-    """Return the head's outputs (B, P, classes) at the batch's loss positions."""
-    hidden = _embed(local, batch)
+@dataclass(frozen=True)
+class Prefix:
+    """Hidden states (B, T, H) after the first `depth` blocks of a local model."""
+
+    depth: int
+    states: torch.Tensor
+
+
+@torch.no_grad()
+def prefix(local: LocalModel, batch: Batch, depth: int) -> Prefix:
+    """Run the embeddings and the first `depth` blocks, all of which must be frozen."""
+    with _autocast(local):
+        states = local.module.bert.embeddings(input_ids=batch.input_ids)
+        for layer in local.module.bert.encoder.layer[:depth]:
+            states = block(layer, states, _mask(batch), None)
+    return Prefix(depth, states)
+
+
+def logits(local: LocalModel, batch: Batch, start: Prefix | None = None) -> torch.Tensor:
+    """Return the head's outputs (B, P, classes) at the batch's loss positions, from `start` on if given."""
     layers = local.module.bert.encoder.layer
-    mask = None if batch.mask is None else batch.mask[:, None, None, :]
-    for position, layer in enumerate(layers):
-        last = position == len(layers) - 1
-        with _no_graph_below(local, position):
-            hidden = block(layer, hidden, mask, batch.positions if last else None)
-    return _head(local, hidden)
+    with _autocast(local):
+        if start is None:
+            with _no_graph_below(local, -1):
+                start = Prefix(0, local.module.bert.embeddings(input_ids=batch.input_ids))
+        hidden = start.states
+        for position in range(start.depth, len(layers)):
+            last = position == len(layers) - 1
+            with _no_graph_below(local, position):
+                hidden = block(layers[position], hidden, _mask(batch), batch.positions if last else None)
+        if start.depth == len(layers):
+            hidden = _at(hidden, batch.positions)
+        return _head(local, hidden)
 
 
-def loss(local: LocalModel, batch: Batch) -> torch.Tensor:
+def loss(local: LocalModel, batch: Batch, start: Prefix | None = None) -> torch.Tensor:
     """Return the mean cross-entropy over the batch's loss positions."""
-    outputs = logits(local, batch)
+    outputs = logits(local, batch, start)
     return cross_entropy(outputs.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=IGNORED)
 
 
@@ -50,7 +74,7 @@ def block(layer: Any, hidden: torch.Tensor, mask: torch.Tensor | None, at: torch
         (B, P, H), or (B, T, H) for all.
     """
     attention = layer.attention.self
-    wanted = hidden if at is None else hidden.gather(1, at[:, :, None].expand(-1, -1, hidden.shape[2]))
+    wanted = hidden if at is None else _at(hidden, at)
 
     def heads(states: torch.Tensor) -> torch.Tensor:
         return states.unflatten(2, (attention.num_attention_heads, -1)).transpose(1, 2)
@@ -66,9 +90,16 @@ def block(layer: Any, hidden: torch.Tensor, mask: torch.Tensor | None, at: torch
     return layer.output(layer.intermediate(attended), attended)
 
 
-def _embed(local: LocalModel, batch: Batch) -> torch.Tensor:
-    with _no_graph_below(local, -1):
-        return local.module.bert.embeddings(input_ids=batch.input_ids)
+def _at(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    return hidden.gather(1, positions[:, :, None].expand(-1, -1, hidden.shape[2]))
+
+
+def _mask(batch: Batch) -> torch.Tensor | None:
+    return None if batch.mask is None else batch.mask[:, None, None, :]
+
+
+def _autocast(local: LocalModel) -> torch.autocast:
+    return torch.autocast(local.device.type, torch.bfloat16, enabled=local.bfloat16)
 
 
 def _no_graph_below(local: LocalModel, position: int) -> "torch.no_grad | nullcontext[None]":

@@ -17,6 +17,7 @@ from fedbt_app.errors import FedBTError
 from fedbt_app.plan import RoundPlan
 from fedbt_app.pool import Tensors
 
+CPU = torch.device("cpu")
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 
 
@@ -89,6 +90,8 @@ class LocalModel:
     plan: RoundPlan
     spec: ModelSpec
     trained: dict[str, torch.nn.Parameter]
+    device: torch.device = CPU
+    bfloat16: bool = False
 
     def snapshot(self) -> Tensors:
         """Copy the trained tensors to the CPU, float32."""
@@ -123,7 +126,7 @@ def whole_plan(weights: Weights) -> RoundPlan:
     return RoundPlan(0, tuple(range(weights.checkpoint.architecture.depth)), ())
 
 
-def build(weights: Weights, plan: RoundPlan, device: torch.device | str = "cpu") -> LocalModel:
+def build(weights: Weights, plan: RoundPlan, device: torch.device = CPU, bfloat16: bool = False) -> LocalModel:
     """Build the local model of `plan`: only its own blocks are read and held.
 
     Returns
@@ -143,7 +146,7 @@ def build(weights: Weights, plan: RoundPlan, device: torch.device | str = "cpu")
     module.to(device)
     trained = _mark_trained(module, plan)
     _set_modes(module, plan)
-    return LocalModel(module, plan, weights.spec, trained)
+    return LocalModel(module, plan, weights.spec, trained, device, bfloat16)
 
 
 def _assemble(weights: Weights, depth: int, tensors: Tensors) -> Any:

@@ -83,6 +83,15 @@ def cyclic_decreasing(num_rounds: int, depth: int) -> list[int]:
     return [depth - 1 - index % window for index in range(num_rounds)]
 
 
+def frozen_prefix(method: str, task: str, depth: int, local_depth: int, num_rounds: int) -> int:
+    """Return how many of a local model's lowest blocks are the same, and frozen, in every round of the run."""
+    plans = [plan_round(method, task, depth, local_depth, num_rounds, index, 0, "") for index in range(num_rounds)]
+    first = plans[0].local_blocks
+    lowest = min(plan.lowest_trained for plan in plans)
+    same = [len({plan.local_blocks[position] for plan in plans}) == 1 for position in range(len(first))]
+    return max(0, min(lowest, same.index(False) if False in same else len(first)))
+
+
 def default_local_depth(method: str, task: str, depth: int) -> int:
     """Return L_k where the user gives none: half the depth for sampled pre-training, all of it else."""
     sampled = METHODS[method].blocks == "scheduled" and task == "mlm"

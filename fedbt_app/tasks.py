@@ -24,12 +24,14 @@ class Batch:
     mask : (B, T) bool, True where there is a word piece; None when nothing is padded
     positions : (B, P) int64, where the loss reads
     labels : (B, P) int64, IGNORED where `positions` is padding
+    rows : the examples' numbers in the client's data
     """
 
     input_ids: torch.Tensor
     mask: torch.Tensor | None
     positions: torch.Tensor
     labels: torch.Tensor
+    rows: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int, bool]:
@@ -44,6 +46,7 @@ class Batch:
             mask,
             self.positions.to(device, non_blocking=True),
             self.labels.to(device, non_blocking=True),
+            self.rows,
         )
 
 

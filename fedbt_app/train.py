@@ -1,7 +1,7 @@
 """The local training loop, and evaluation."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from fedbt_app import forward
 from fedbt_app.costs import FlopMeter
 from fedbt_app.local_model import LocalModel
+from fedbt_app.prefix import PrefixCache
 from fedbt_app.tasks import Batch, Collator, Scores
 
 _SORTED_STRETCH = 50  # batches whose rows are sorted by length together: little padding, still shuffled
@@ -42,17 +43,22 @@ def run(
     settings: TrainSettings,
     meter: FlopMeter,
     seed: Sequence[int],
+    cache: PrefixCache | None = None,
 ) -> TrainResult:
-    """Train `local` in place: AdamW over its trained tensors, a fresh optimizer each round as in FedAvg."""
+    """Train `local` in place: AdamW over its trained tensors, a fresh optimizer each round as in FedAvg.
+
+    With a `cache`, the frozen blocks below its depth run once for each example, in this round or an
+    earlier one.
+    """
     torch.manual_seed(int(np.random.default_rng(seed).integers(2**62)))  # dropout
-    parameters = list(local.trained.values())
-    device = parameters[0].device
-    optimizer = _adamw(parameters, settings)
+    optimizer = _adamw(list(local.trained.values()), settings)
     total, positions, shapes = 0.0, 0, []
     for epoch in range(settings.epochs):
         generator = np.random.default_rng([*seed, epoch])
         for batch in batches(rows, collator, settings.batch_size, generator):
-            value = meter.step(batch.shape, partial(_backward, local, batch.to(device)))
+            there = batch.to(local.device)
+            start = _prefix(local, batch, there, cache, meter) if cache else None
+            value = meter.step((bool(start), batch.shape), partial(_backward, local, there, start))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             read = int((batch.labels >= 0).sum())
@@ -66,12 +72,11 @@ def evaluate(
     local: LocalModel, rows: Sequence[Mapping[str, Any]], collator: Collator, batch_size: int
 ) -> dict[str, float]:
     """Return the task's metrics of `local` on `rows`; mlm masks the same pieces every time."""
-    device = next(local.module.parameters()).device
     local.module.eval()
     scores = Scores(local.spec.task, local.spec.labels)
     generator = np.random.default_rng(0)
     for batch in batches(rows, collator, batch_size, generator, shuffled=False):
-        scores.add(forward.logits(local, batch.to(device)).cpu(), batch.labels)
+        scores.add(forward.logits(local, batch.to(local.device)).float().cpu(), batch.labels)
     return scores.metrics()
 
 
@@ -92,11 +97,21 @@ def batches(
         part = part[np.argsort(lengths[part], kind="stable")]
         groups += [part[at : at + size] for at in range(0, len(part), size)]
     for index in generator.permutation(len(groups)) if shuffled else range(len(groups)):
-        yield collator([rows[int(row)] for row in groups[index]], generator)
+        numbers = tuple(int(row) for row in groups[index])
+        yield replace(collator([rows[row] for row in numbers], generator), rows=numbers)
 
 
-def _backward(local: LocalModel, batch: Batch) -> torch.Tensor:
-    value = forward.loss(local, batch)
+def _prefix(local: LocalModel, batch: Batch, there: Batch, cache: PrefixCache, meter: FlopMeter) -> forward.Prefix:
+    """Take the frozen blocks' output from the cache, or compute and keep it."""
+    if (states := cache.read(batch)) is not None:
+        return forward.Prefix(cache.depth, states.to(local.device, non_blocking=True))
+    start = meter.step(("prefix", batch.shape), partial(forward.prefix, local, there, cache.depth))
+    cache.write(batch, start.states)
+    return start
+
+
+def _backward(local: LocalModel, batch: Batch, start: forward.Prefix | None) -> torch.Tensor:
+    value = forward.loss(local, batch, start)
     value.backward()
     return value.detach()
 

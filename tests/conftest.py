@@ -105,6 +105,7 @@ def settings(
             "cache-dir": str(cache),
             "pool-dir": str(tmp_path / "pools"),
             "seed": 5,
+            "precision": "float32",
         }
         return values | {name.replace("_", "-"): value for name, value in changes.items()}
 

@@ -61,7 +61,7 @@ def test_a_blocks_tensor_can_be_named_at_another_block() -> None:
     assert at_block("classifier.weight", 2) == "classifier.weight"
 
 
-@pytest.mark.parametrize("name", ["distilbert.transformer.layer.0.lin.weight", "bert.encoder.embed", "x"])
+@pytest.mark.parametrize("name", ["distilbert.transformer.layer.0.lin.weight", "cls.seq_relationship.weight", "x"])
 def test_a_tensor_of_another_model_is_refused_by_name(name: str) -> None:
     with pytest.raises(FedBTError, match="is not part of a BERT") as caught:
         part_of(name)

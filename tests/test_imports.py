@@ -16,11 +16,12 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__i
 # Lowest first; a module imports from lines above its own only.
 LAYERS = [
     {"errors"},
-    {"config", "blocks", "codec", "costs", "embedded", "pool", "tasks"},
+    {"config", "blocks", "codec", "costs", "embedded", "pool", "tasks", "device"},
     {"checkpoint", "partition", "plan", "plots", "sources", "launch", "exchange"},
     {"tokenised", "predict", "state", "local_model", "report"},
     {"data", "forward", "messages", "preview", "export"},
-    {"train", "roster"},
+    {"prefix", "roster"},
+    {"train"},
     {"strategy", "client"},
     {"doctor"},
     {"cli"},

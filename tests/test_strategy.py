@@ -152,8 +152,7 @@ def test_full_method_equals_fedavg_with_transformers_own_loss(small: Settings, t
     expected = plain_fedavg(RunConfig.load(values), run.strategy.labels, 3, stock_loss, deltas=False)
     assert run.tensors.keys() == expected.keys()
     for name, value in run.tensors.items():
-        if not name.endswith("attention.self.key.bias"):  # its gradient is zero: AdamW steps on rounding noise
-            torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=2e-5)
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-5)  # a step is 5e-4, the largest gap 1e-6
 
 
 # What a round trains and sends --------------------------------------------------------------------------------
@@ -684,6 +683,13 @@ def test_when_no_client_can_take_part_the_reasons_are_named(small: Settings) -> 
         federate(small(), nodes)
 
 
+def test_longer_rows_than_the_base_has_positions_for_are_refused_by_key(small: Settings, tmp_path: Path) -> None:
+    rows = [{"text": "kidney " * 100, "label": "ab"[row % 2]} for row in range(12)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(FedBTError, match="max-length"):
+        federate(small(max_length=128, dataset=str(tmp_path / "train.jsonl")), simulated(2))
+
+
 def test_too_few_clients_are_named_after_the_timeout(small: Settings) -> None:
     with pytest.raises(FedBTError, match="2 of min-clients=3 clients connected"):
         federate(small(min_clients=3, round_timeout=1.0), simulated(2))
@@ -806,7 +812,7 @@ def asked(run: Federated) -> dict[int, list[int]]:
 
 
 def test_participation_of_a_half_asks_half_of_the_clients_by_the_seed(small: Settings) -> None:
-    values = small(participation=0.5, num_rounds=6, max_train_examples=16, partitioner="iid")
+    values = small(participation=0.5, num_rounds=4, max_train_examples=16, method="head")
     first, again = asked(federate(values, simulated(4))), asked(federate(values, simulated(4)))
     assert first == again
     assert all(len(set(nodes)) == 2 for nodes in first.values())

@@ -66,36 +66,33 @@ def test_the_loss_goes_down(method: str, task: str, tiny_bert: Path) -> None:
     assert after < 0.9 * before
 
 
+def numbered(count: int) -> list[dict[str, Any]]:
+    """Return rows of many lengths whose second piece is the row's number."""
+    return [{"input_ids": [2, number, *[5] * (number * 7 % 40), 3], "label": "odd"} for number in range(count)]
+
+
 @pytest.mark.parametrize("size", [1, 7, 8, 100])
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_batches_cover_every_row_exactly_once(shuffled: bool, size: int) -> None:
-    rows = [{"input_ids": [2, *[5] * (number % 13), 3], "label": "odd", "number": number} for number in range(90)]
-    seen: list[int] = []
-
-    def collate(chosen: Any, generator: Any) -> Any:
-        assert len(chosen) <= size
-        seen.extend(row["number"] for row in chosen)
-        return chosen
-
-    made = train.batches(rows, collate, size, np.random.default_rng(0), shuffled)  # type: ignore[arg-type]
-    sizes = [len(one) for one in made]  # type: ignore[arg-type]
-    assert Counter(seen) == Counter(range(90))
-    assert len(sizes) == -(-90 // size)
+    made = train.batches(numbered(90), collator("classification"), size, np.random.default_rng(0), shuffled)
+    seen = [batch.input_ids[:, 1].tolist() for batch in made]
+    assert Counter(number for one in seen for number in one) == Counter(range(90))
+    assert max(map(len, seen)) <= size
+    assert len(seen) == -(-90 // size)
 
 
 def test_batches_hold_rows_of_similar_length_in_an_order_that_the_generator_decides() -> None:
-    rows = [{"input_ids": [5] * (1 + number * 7 % 40)} for number in range(160)]
+    rows = numbered(160)
 
-    def gather(chosen: Any, generator: Any) -> Any:
-        return [len(row["input_ids"]) for row in chosen]
+    def lengths(seed: int) -> list[list[int]]:
+        made = train.batches(rows, collator("classification"), 8, np.random.default_rng(seed))
+        return [[len(rows[number]["input_ids"]) for number in batch.input_ids[:, 1].tolist()] for batch in made]
 
-    def widths(seed: int) -> list[Any]:
-        return list(train.batches(rows, gather, 8, np.random.default_rng(seed)))  # type: ignore[arg-type]
-
-    assert max(max(one) - min(one) for one in widths(0)) <= 4
-    assert widths(0) == widths(0)
-    assert widths(0) != widths(1)
-    assert [min(one) for one in widths(0)] != sorted(min(one) for one in widths(0))
+    assert max(max(one) - min(one) for one in lengths(0)) <= 4
+    assert lengths(0) == lengths(0)
+    assert lengths(0) != lengths(1)
+    shortest = [min(one) for one in lengths(0)]
+    assert shortest != sorted(shortest)
 
 
 @pytest.mark.parametrize("method", METHODS)
