@@ -64,7 +64,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
             values |= tomllib.loads(options.config.read_text(encoding="utf-8"))
         except OSError as error:
             raise FedBTError(f"config file {options.config}: {error.strerror}; shipped ones are in conf/") from None
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise FedBTError(f"config file {options.config} is not TOML: {error}") from None
     assigned = list(options.settings)
     assigned += [f"{key}={value}" for key in known if (value := getattr(options, f"key:{key}")) is not None]

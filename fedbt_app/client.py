@@ -13,7 +13,7 @@ import torch
 
 from fedbt_app import data, train
 from fedbt_app.checkpoint import Checkpoint, find_model
-from fedbt_app.codec import decode, encode
+from fedbt_app.codec import decode
 from fedbt_app.config import RunConfig
 from fedbt_app.costs import ClientCosts, FlopMeter, Stopwatch
 from fedbt_app.device import pick_device, use_bfloat16
@@ -24,7 +24,7 @@ from fedbt_app.plan import frozen_prefix
 from fedbt_app.pool import ParameterPool, PartState, digest
 from fedbt_app.predict import StepShape, full_plan, step_flops, stock_step_flops
 from fedbt_app.prefix import PrefixCache
-from fedbt_app.state import DELTA, Update, by_part
+from fedbt_app.state import DELTA, Update, by_part, encode_with_feedback
 from fedbt_app.tasks import Collator, special_tokens
 
 
@@ -84,12 +84,17 @@ class Client:
         rows = self._data.train.to_list()
         cache = self._prefix_cache(request, rows)
         result = train.run(local, rows, self._collator(request), settings, meter, seed, cache)
-        deltas = by_part(local.delta(received))
+        if cache:
+            cache.close()
+        encoded = {}
+        for part, deltas in by_part(local.delta(received)).items():
+            encoded[part], _, dropped = encode_with_feedback(deltas, pool.residual(part), config.codec)
+            pool.store_residual(part, dropped)
         return Reply(
             held=held,
             examples=result.examples,
             metrics={"train_loss": result.loss},
-            deltas={part: encode(tensors, config.codec, seed[1] + plan.round) for part, tensors in deltas.items()},
+            deltas=encoded,
             costs=self._costs(request, result.shapes, meter, watch),
         )
 
@@ -156,6 +161,8 @@ def synchronise(pool: ParameterPool, weights: Weights, request: Request) -> dict
     lacking and the server sends the part whole.
     """
     for update in request.sync.updates:
+        if update.kind == DELTA and weights.lacking(update.part).keys() - pool.tensors(update.part).keys():
+            continue  # a delta to tensors that this pool has lost
         tensors = _updated(weights, update)
         if digest(tensors) == update.state.digest:
             pool.store(update.part, update.state.version, tensors)

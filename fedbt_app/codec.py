@@ -60,6 +60,11 @@ class Encoded(NamedTuple):
     arrays: dict[str, np.ndarray]
     header: str
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
+
 
 CODECS: dict[str, Codec] = {
     name + suffix: Codec(bits, bool(suffix))
@@ -68,7 +73,7 @@ CODECS: dict[str, Codec] = {
 }
 
 
-def encode(tensors: Mapping[str, torch.Tensor], codec: str, seed: int = 0) -> Encoded:
+def encode(tensors: Mapping[str, torch.Tensor], codec: str) -> Encoded:
     """Encode float32 CPU tensors.
 
     Parameters
@@ -77,14 +82,12 @@ def encode(tensors: Mapping[str, torch.Tensor], codec: str, seed: int = 0) -> En
         What to send, by name.
     codec
         A name in `CODECS`.
-    seed
-        For codecs that draw random numbers. None does: measured over 20 steps of error feedback,
-        rounding to the nearest level left 25 to 40 % less residual than unbiased rounding did.
 
     Returns
     -------
     Encoded
-        Equal tensors in the same order give equal bytes.
+        Equal tensors in the same order give equal bytes: values are rounded to the nearest level, which over
+        20 steps of error feedback left 25 to 40 % less residual than unbiased (random) rounding did.
     """
     if codec not in CODECS:
         raise FedBTError(f"unknown codec {_shown(codec)}; known are {', '.join(CODECS)}")
@@ -108,6 +111,11 @@ def encode(tensors: Mapping[str, torch.Tensor], codec: str, seed: int = 0) -> En
     if zstd:
         arrays = {name: _compress(array) for name, array in arrays.items()}
     return Encoded(arrays, json.dumps(_header_fields(codec, list(tensors)), separators=(",", ":")))
+
+
+def is_lossless(codec: str) -> bool:
+    """Say whether decoding gives back every bit."""
+    return CODECS[codec].bits == 32
 
 
 def decode(

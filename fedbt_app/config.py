@@ -4,6 +4,7 @@ The defaults stand in pyproject.toml (`[tool.flwr.app.config]`), because Flower 
 override the keys written there; a test holds the two lists equal.
 """
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
@@ -15,6 +16,8 @@ from fedbt_app.errors import FedBTError
 APP_DIR = Path(__file__).resolve().parent.parent
 TASKS = ("mlm", "classification", "ner")
 METHODS = ("fedbt", "full", "head", "lora", "fedbt-lora")
+CODECS = tuple(name + suffix for name in ("float32", "bf16", "int8", "int4", "int2") for suffix in ("", "+zstd"))
+DEPTH_METHODS = ("fedbt", "fedbt-lora")  # those whose clients may hold fewer blocks than the global model
 PARTITIONERS = ("iid", "dirichlet", "size-skewed", "natural")
 EMBEDDED, NO_DATA = "embedded", "none"
 
@@ -88,7 +91,7 @@ class RunConfig:
         "Disk that a client may use to keep the frozen blocks' output for its rows; 0 computes it again each epoch.",
         at_least=0,
     )
-    codec: str = key("Number format of the deltas, both ways: float32, bf16, int8, int4 or int2, each also `+zstd`.")
+    codec: str = key("Number format of the deltas, both ways; `+zstd` compresses them on top, without loss.", CODECS)
     reference: str = key("Folder of a finished method=full run to compare with; empty predicts its costs.")
     seed: int = key("Seeds partition, sampling, masking, dropout and new tensors.", at_least=0)
     device: str = key("`auto`, `cpu`, `cuda` or `cuda:1`; a node's `device` wins.")
@@ -110,9 +113,11 @@ class RunConfig:
             raise FedBTError("partitioner=size-skewed needs partition-weights, for example partition-weights=1,3,6")
         if self.partition_weights and self.partitioner != "size-skewed":
             raise FedBTError("partition-weights is only used by partitioner=size-skewed: set that or drop the weights")
+        if len(set(self.label_names)) < len(self.label_names):
+            raise FedBTError(f"labels={self.labels} names a label twice: name each once")
         if self.labels and self.task == "mlm":
             raise FedBTError("labels is set but task=mlm has none: drop labels or choose another task")
-        if self.local_depth and self.method not in ("fedbt", "fedbt-lora"):
+        if self.local_depth and self.method not in DEPTH_METHODS:
             raise FedBTError(f"local-depth is set but method={self.method} trains the whole depth: use local-depth=0")
         for name in ("model", "dataset", "output_dir"):
             if not getattr(self, name).strip():
@@ -160,6 +165,8 @@ class RunConfig:
         own |= {name: name.replace("-", "_") for name in ("local-depth", "device", "cache-dir", "pool-dir")}
         values = {spec.name: getattr(self, spec.name) for spec in fields(self)}
         specs = {spec.name: spec for spec in fields(self)}
+        if self.method not in DEPTH_METHODS:
+            own.pop("local-depth")  # baselines on the same nodes train the whole depth
         for name, target in own.items():
             if name in node:
                 values[target] = _typed(f"node config {name}", specs[target], node[name])
@@ -213,6 +220,8 @@ def _check_bounds(spec: "Field[Any]", value: Any) -> None:
     name, bounds = _dashed(spec.name), spec.metadata
     if bounds["choices"] and value not in bounds["choices"]:
         raise FedBTError(f"{name}={value} is not one of {', '.join(bounds['choices'])}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise FedBTError(f"{name}={value} is not a finite number: give one")
     if bounds["at_least"] is not None and not value >= bounds["at_least"]:
         raise FedBTError(f"{name}={value} is too small: it must be at least {bounds['at_least']:g}")
     if bounds["at_most"] is not None and not value <= bounds["at_most"]:

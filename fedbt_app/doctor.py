@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from fedbt_app.config import APP_DIR, EMBEDDED, NO_DATA, RunConfig
+from fedbt_app.config import APP_DIR, NO_DATA, RunConfig
 from fedbt_app.errors import FedBTError
 
 
@@ -84,8 +84,6 @@ def _model(config: RunConfig) -> str:
 def _data(config: RunConfig) -> str:
     from fedbt_app import data
 
-    if config.dataset != EMBEDDED and config.dataset != NO_DATA and not Path(config.dataset).expanduser().exists():
-        return f"{config.dataset}: not a local path, will be looked up on the hub"
     return "none at the server" if config.dataset == NO_DATA else data.describe(config)
 
 

@@ -1,13 +1,12 @@
 """The exact step: the stock model's loss and gradients, without computing what they do not need.
 
-- No graph and no dropout noise below the lowest trained block.
+- No graph below the lowest trained block, as nothing there requires a gradient, and no dropout noise.
 - The last block computes keys and values everywhere, but queries, attention output and feed-forward
   only at the positions the loss reads; the output head sees only those.
 
 It runs the submodules of transformers' own BERT, so what is trained here is what is exported.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,13 +40,11 @@ def logits(local: LocalModel, batch: Batch, start: Prefix | None = None) -> torc
     layers = local.module.bert.encoder.layer
     with _autocast(local):
         if start is None:
-            with _no_graph_below(local, -1):
-                start = Prefix(0, local.module.bert.embeddings(input_ids=batch.input_ids))
+            start = Prefix(0, local.module.bert.embeddings(input_ids=batch.input_ids))
         hidden = start.states
         for position in range(start.depth, len(layers)):
             last = position == len(layers) - 1
-            with _no_graph_below(local, position):
-                hidden = block(layers[position], hidden, _mask(batch), batch.positions if last else None)
+            hidden = block(layers[position], hidden, _mask(batch), batch.positions if last else None)
         if start.depth == len(layers):
             hidden = _at(hidden, batch.positions)
         return _head(local, hidden)
@@ -100,10 +97,6 @@ def _mask(batch: Batch) -> torch.Tensor | None:
 
 def _autocast(local: LocalModel) -> torch.autocast:
     return torch.autocast(local.device.type, torch.bfloat16, enabled=local.bfloat16)
-
-
-def _no_graph_below(local: LocalModel, position: int) -> "torch.no_grad | nullcontext[None]":
-    return torch.no_grad() if position < local.plan.lowest_trained else nullcontext()
 
 
 def _head(local: LocalModel, states: torch.Tensor) -> torch.Tensor:

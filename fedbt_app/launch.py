@@ -77,9 +77,12 @@ def _stream(command: list[str], verbose: bool, show: Callable[[str], None]) -> t
         "PATH": f"{beside}{os.pathsep}{os.environ.get('PATH', '')}",
     }
     run_id, reason, tail = None, "", ""
-    process = subprocess.Popen(
-        command, cwd=APP_DIR, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    try:
+        process = subprocess.Popen(
+            command, cwd=APP_DIR, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+    except FileNotFoundError:
+        raise FedBTError(f"{command[0]} is not installed: pip install 'flwr[simulation]'") from None
     assert process.stdout is not None
     try:
         for line in process.stdout:
@@ -107,7 +110,7 @@ def _status(run_id: str, superlink: str | None) -> str:
     answer = subprocess.run(command, cwd=APP_DIR, capture_output=True, text=True, check=False)
     try:
         return str(json.loads(answer.stdout)["runs"][0]["status"])
-    except (ValueError, KeyError, IndexError):
+    except (ValueError, KeyError, IndexError, TypeError):
         return "unknown"
 
 

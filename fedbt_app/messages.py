@@ -4,7 +4,9 @@ The only file that knows record keys. Whatever arrives is checked here for shape
 anything uses it; nothing is unpickled (Flower reads arrays with pickling off).
 """
 
+import io
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
@@ -82,12 +84,13 @@ def request_record(request: Request) -> RecordDict:
     updates = ConfigRecord(
         {
             "parts": [update.part for update in sync.updates],
+            "late": [update.late for update in sync.updates],
             "kinds": [update.kind for update in sync.updates],
             "versions": [update.state.version for update in sync.updates],
             "digests": [update.state.digest for update in sync.updates],
         }
     )
-    arrays, headers = _encoded_records({update.part: update.encoded for update in sync.updates})
+    arrays, headers = _encoded_records({_step(update.part, update.state): update.encoded for update in sync.updates})
     content = RecordDict(
         {
             "run": run,
@@ -118,12 +121,15 @@ def read_request(message: Message) -> Request:
 
 def _read_request(content: Any) -> Request:
     run, updates, encoded = content["run"], content["updates"], _read_encoded(content)
-    listed = zip(updates["parts"], updates["kinds"], updates["versions"], updates["digests"], strict=True)
+    states = [
+        PartState(_count(v), _of_type(d, str)) for v, d in zip(updates["versions"], updates["digests"], strict=True)
+    ]
+    listed = zip(updates["parts"], updates["kinds"], states, updates["late"], strict=True)
     sync = Sync(
         lineage=_of_type(run["lineage"], str),
         updates=[
-            Update(part, _one_of(kind, (DELTA, VALUE)), PartState(_of_type(version, int), digest), encoded[part])
-            for part, kind, version, digest in listed
+            Update(part, _one_of(kind, (DELTA, VALUE)), state, encoded[_step(part, state)], _of_type(late, bool))
+            for part, kind, state, late in listed
         ],
         expected=_read_states(content["expected"]),
     )
@@ -147,9 +153,7 @@ def reply_message(reply: Reply, message: Message) -> Message:
         reply.costs,
         downlink_payload_bytes=payload_bytes(message.content),
         downlink_serialised_bytes=serialised_bytes(message),
-        uplink_payload_bytes=sum(
-            array.nbytes for part in (reply.deltas or {}).values() for array in part.arrays.values()
-        ),
+        uplink_payload_bytes=sum(encoded.nbytes for encoded in (reply.deltas or {}).values()),
     )
     content = RecordDict(
         {
@@ -179,7 +183,7 @@ def read_reply(message: Message) -> Reply:
         When the node failed, or sent something that is not a reply of FedBT.
     """
     if message.has_error():
-        raise FedBTError(f"no answer from the node ({message.error.reason or 'reason unknown'})")
+        raise FedBTError(f"no answer from the node ({_one_line(message.error.reason or 'reason unknown')})")
     return _checked("the client's reply", lambda: _read_reply(message.content))
 
 
@@ -191,7 +195,7 @@ def _read_reply(content: Any) -> Reply:
             raise ValueError(f"cost {name} is not a number of zero or more")
     return Reply(
         status=_one_of(content["reply"]["status"], (OK, LACKING, FAILED)),
-        error=_of_type(content["reply"]["error"], str)[:500],
+        error=_one_line(content["reply"]["error"]),
         held=_read_states(content["held"]),
         examples=_count(content["counts"]["num-examples"]),
         metrics={name: float(value) for name, value in content["metrics"].items()},
@@ -223,17 +227,20 @@ def refusal_message(error: str, message: Message) -> Message:
 
 def read_capabilities(message: Message) -> Capabilities:
     """Read the answer to a query; FedBTError when the client failed or refused."""
-    if message.has_error() or message.content["reply"]["status"] != OK:
+    if message.has_error():
         raise FedBTError(read_reply(message).error)
     return _checked("the client's answer to the query", lambda: _read_capabilities(message.content))
 
 
 def _read_capabilities(content: Any) -> Capabilities:
+    if _one_of(content["reply"]["status"], (OK, FAILED)) == FAILED:
+        raise FedBTError(_one_line(content["reply"]["error"]) or "the client gives no reason")
     plain, labels = content["capabilities"], content["labels"]
     wanted = {spec.name: spec.type for spec in fields(Capabilities) if spec.name not in ("label_counts", "held")}
     values: dict[str, Any] = {name: _of_type(plain[name], kind) for name, kind in wanted.items()}  # type: ignore[arg-type]
     for name in ("examples", "heldout", "local_depth"):
         _count(values[name])
+    values |= {name: _one_line(values[name]) for name in ("name", "base", "device")}
     counts = zip(labels["names"], labels["counts"], strict=True)
     return Capabilities(
         **values,
@@ -244,7 +251,7 @@ def _read_capabilities(content: Any) -> Capabilities:
 
 def payload_bytes(content: RecordDict) -> int:
     """Return the bytes of tensor data in a message, without names, headers or framing."""
-    return sum(array.numpy().nbytes for array in content.array_records.get("parts", {}).values())
+    return sum(_array(array).nbytes for array in content.array_records.get("parts", {}).values())
 
 
 def serialised_bytes(message: Message) -> int:
@@ -265,7 +272,7 @@ def _read_encoded(content: Any) -> dict[str, Encoded]:
     grouped: dict[str, dict[str, np.ndarray]] = {}
     for name, array in content["parts"].items():
         part, _, key = name.rpartition("/")
-        grouped.setdefault(part, {})[key] = array.numpy()
+        grouped.setdefault(part, {})[key] = _array(array)
     headers = content["headers"]
     return {part: Encoded(grouped.pop(part, {}), _of_type(headers[part], str)) for part in headers} | {
         part: Encoded(arrays, "") for part, arrays in grouped.items()
@@ -287,9 +294,31 @@ def _read_states(record: Mapping[str, Any]) -> dict[str, PartState]:
 def _checked(what: str, read: Callable[[], T]) -> T:
     try:
         return read()
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as reason:
+    except FedBTError:
+        raise
+    except Exception as reason:  # whatever a stranger's message makes go wrong
         detail = f"missing {reason}" if isinstance(reason, KeyError) else type(reason).__name__
         raise FedBTError(f"{what} is malformed ({detail}): run the same FedBT version on both sides") from None
+
+
+def _array(array: Any) -> np.ndarray:
+    """View the data of a Flower array without copying; ValueError when it is not exactly as long as it says."""
+    stream = io.BytesIO(array.data)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("an array of an unknown format")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(array.data) - stream.tell():
+        raise ValueError("an array of another length than it says")
+    return np.frombuffer(array.data, dtype, offset=stream.tell()).reshape(shape)
+
+
+def _step(part: str, state: PartState) -> str:
+    return f"{part}@{state.version}"
+
+
+def _one_line(text: Any) -> str:
+    """What a client says must not look like more than one line of the log."""
+    return " ".join(_of_type(text, str).split())[:500]
 
 
 def _of_type(value: Any, kind: type[T]) -> T:

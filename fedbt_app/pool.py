@@ -23,7 +23,7 @@ from fedbt_app.errors import FedBTError
 
 BASE = 0  # the version that a run starts from
 RUNS_KEPT = 3
-_LINEAGE = re.compile(r"^[0-9a-f]{32}$")
+_LINEAGE = re.compile(r"[0-9a-f]{32}")
 
 Tensors = dict[str, torch.Tensor]
 
@@ -49,7 +49,7 @@ class ParameterPool:
     """The parts of one client in one run (*lineage*), under `root`."""
 
     def __init__(self, root: Path, lineage: str, client: str) -> None:
-        if not _LINEAGE.match(lineage):  # it comes from a message and names a folder
+        if not _LINEAGE.fullmatch(lineage):  # it comes from a message and names a folder
             raise FedBTError("the server sent a malformed run lineage: update FedBT on both sides")
         self.folder = root / lineage / re.sub(r"[^A-Za-z0-9_-]", "_", client)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -72,17 +72,35 @@ class ParameterPool:
     def store(self, part: str, version: int, tensors: Tensors) -> PartState:
         """Write `part` whole, or not at all."""
         state = PartState(version, digest(tensors))
-        handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".partial")
+        self._write(self._path(part), state, tensors)
+        return state
+
+    def _write(self, path: Path, state: PartState, tensors: Tensors) -> None:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
         os.close(handle)
         try:
-            save_file(tensors, temporary, metadata={"version": str(version), "digest": state.digest})
+            save_file(tensors, temporary, metadata={"version": str(state.version), "digest": state.digest})
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
-            os.replace(temporary, self._path(part))
+            os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-        return state
+
+    def residual(self, part: str) -> Tensors:
+        """Return what this client's encodings of `part` have dropped so far; nothing when that is lost."""
+        read = _read(self._residuals / f"{part}.safetensors")
+        return read[1] if read else {}
+
+    def store_residual(self, part: str, tensors: Tensors) -> None:
+        """Keep what the last encoding of `part` dropped, for the next one."""
+        if tensors:
+            self._residuals.mkdir(exist_ok=True)
+            self._write(self._residuals / f"{part}.safetensors", PartState(BASE, digest(tensors)), tensors)
+
+    @property
+    def _residuals(self) -> Path:
+        return self.folder / "residuals"
 
     def _path(self, part: str) -> Path:
         return self.folder / f"{part}.safetensors"
@@ -101,6 +119,8 @@ def _read(path: Path) -> tuple[PartState, Tensors] | None:
 
 def _drop_old_runs(root: Path) -> None:
     """Keep the pools of the runs used last: an older run that comes back is simply sent its parts again."""
-    runs = sorted((path for path in root.iterdir() if _LINEAGE.match(path.name)), key=lambda path: path.stat().st_mtime)
+    runs = sorted(
+        (path for path in root.iterdir() if _LINEAGE.fullmatch(path.name)), key=lambda path: path.stat().st_mtime
+    )
     for path in runs[:-RUNS_KEPT]:
         shutil.rmtree(path, ignore_errors=True)

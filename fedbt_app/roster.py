@@ -70,7 +70,8 @@ class Roster:
 
     def query(self, grid: Grid, lineage: str, labels: tuple[str, ...], cost: Ledger, round_: int) -> None:
         """Ask every node not yet asked for its examples, labels, pool and device; refuse foreign bases."""
-        new = [n for n in grid.get_node_ids() if n not in self.participants and n not in self._refused_nodes]
+        connected = set(grid.get_node_ids())
+        new = sorted(connected - self.participants.keys() - self._refused_nodes)
         exchange = Exchange(grid, MessageType.QUERY, f"query-{round_}", self._config.round_timeout)
         for node in new:
             content = request_record(Request(Sync(lineage, [], {})))
@@ -79,14 +80,14 @@ class Roster:
             try:
                 if not message.has_error():
                     cost.first_contact_bytes += serialised_bytes(message)
-                self._accept(node, read_capabilities(message), labels)
+                self._accept(node, read_capabilities(message), labels, connected)
             except FedBTError as error:
                 self._refused_nodes.add(node)
                 self.refuse(round_, f"node {node}", str(error))
         for node in exchange.silent:
             self.refuse(round_, f"node {node}", "did not answer the query in time")
 
-    def _accept(self, node: int, capabilities: Capabilities, labels: tuple[str, ...]) -> None:
+    def _accept(self, node: int, capabilities: Capabilities, labels: tuple[str, ...], connected: set[int]) -> None:
         mine = self._checkpoint.fingerprint
         if capabilities.fingerprint != mine:
             raise FedBTError(
@@ -96,8 +97,10 @@ class Roster:
             )
         if not capabilities.examples:
             raise FedBTError(f"{capabilities.name} has no training examples: check its data")
-        if any(one.name == capabilities.name for one in self.participants.values()):
-            raise FedBTError(f"two clients call themselves {capabilities.name!r}: give each node its own name")
+        for other in [one for one in self.participants.values() if one.name == capabilities.name]:
+            if other.node in connected:
+                raise FedBTError(f"two clients call themselves {capabilities.name!r}: give each node its own name")
+            del self.participants[other.node]  # the same site, back under a new node id
         unknown = set(capabilities.label_counts) - set(labels) if labels else set()
         if unknown:
             known = ", ".join(labels)

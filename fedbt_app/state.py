@@ -7,7 +7,7 @@ import torch
 
 from fedbt_app.blocks import part_of
 from fedbt_app.checkpoint import Checkpoint
-from fedbt_app.codec import Encoded, encode
+from fedbt_app.codec import Encoded, decode, encode, is_lossless
 from fedbt_app.pool import BASE, PartState, Tensors, digest
 
 DELTA, VALUE = "delta", "value"
@@ -15,21 +15,23 @@ DELTA, VALUE = "delta", "value"
 
 @dataclass(frozen=True)
 class Update:
-    """What brings one part of a client's pool to the server's state of it.
+    """What brings one part of a client's pool one step, or all the way, to the server's state of it.
 
-    `kind` is DELTA (to be added to the version before) or VALUE (replaces whatever is there).
+    `kind` is DELTA (to be added to the version before) or VALUE (replaces whatever is there); `late`
+    marks a step that an up-to-date client had before.
     """
 
     part: str
     kind: str
     state: PartState
     encoded: Encoded
+    late: bool = False
 
     @property
     def cause(self) -> str:
         """Why it is sent: the ledger books `first_contact`, `round` and `catch_up` apart."""
         if self.kind == DELTA:
-            return "round"
+            return "catch_up" if self.late else "round"
         return "first_contact" if self.state.version == BASE else "catch_up"
 
 
@@ -57,17 +59,26 @@ class WeightedSum:
         return {name: (total / self._weights[name]).to(torch.float32) for name, total in self._sums.items()}
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Step:
+    """One aggregation of a part: the state it starts from (None: the base checkpoint) and leads to."""
+
+    before: PartState | None
+    state: PartState
+    delta: Encoded
+
+
+@dataclass(frozen=True)
 class _Part:
     tensors: Tensors
     state: PartState
-    before: PartState | None = None  # the version that `delta` starts from; None: the base checkpoint
-    delta: Encoded | None = None
+    steps: tuple[_Step, ...] = ()  # the latest, together no larger than the tensors themselves
+    residual: Tensors = field(default_factory=dict)  # what the codec has dropped so far
 
 
 @dataclass
 class GlobalState:
-    """Every part that differs from the base checkpoint, with its version and last aggregated delta."""
+    """Every part that differs from the base checkpoint, with its version and last encoded deltas."""
 
     checkpoint: Checkpoint
     codec: str = "float32"
@@ -85,31 +96,58 @@ class GlobalState:
         """Return what an up-to-date pool holds."""
         return {name: part.state for name, part in self._parts.items()}
 
-    def apply(self, mean: Tensors, seed: int) -> None:
-        """Add the aggregated deltas, exactly as clients will receive them."""
+    def apply(self, mean: Tensors) -> None:
+        """Add the aggregated deltas exactly as clients will decode them.
+
+        What the codec drops is added to the part's next delta (error feedback).
+        """
         for name, deltas in by_part(mean).items():
-            encoded = encode(deltas, self.codec, seed)
             held = self._parts.get(name)
+            encoded, received, residual = encode_with_feedback(deltas, held.residual if held else {}, self.codec)
             current = held.tensors if held else {}
             tensors = {
                 key: (current[key] if key in current else self.checkpoint.tensor(key)) + delta
-                for key, delta in deltas.items()
+                for key, delta in received.items()
             }
-            version = (held.state.version if held else BASE) + 1
-            state = PartState(version, digest(tensors))
-            self._parts[name] = _Part(tensors, state, held.state if held else None, encoded)
+            state = PartState((held.state.version if held else BASE) + 1, digest(tensors))
+            steps = (*(held.steps if held else ()), _Step(held.state if held else None, state, encoded))
+            whole = sum(tensor.nbytes for tensor in tensors.values())
+            while sum(step.delta.nbytes for step in steps) > whole and len(steps) > 1:
+                steps = steps[1:]
+            self._parts[name] = _Part(tensors, state, steps, residual)
 
-    def updates_for(self, held: Mapping[str, PartState]) -> list[Update]:
-        """Return what a pool that holds `held` lacks: the last delta where it is one step behind, else values."""
+    def updates_for(self, held: Mapping[str, PartState], whole: bool = False) -> list[Update]:
+        """Return what a pool that holds `held` lacks: deltas where it is a few steps behind, else values.
+
+        `whole` sends values only: for a pool that could not use the deltas.
+        """
         updates = []
         for name, part in self._parts.items():
             if held.get(name) == part.state:
                 continue
-            if part.delta is not None and held.get(name) == part.before:
-                updates.append(Update(name, DELTA, part.state, part.delta))
+            known = [index for index, step in enumerate(part.steps) if held.get(name) == step.before]
+            if known and not whole:
+                missing = part.steps[known[0] :]
+                updates += [Update(name, DELTA, one.state, one.delta, late=one != missing[-1]) for one in missing]
             else:
                 updates.append(Update(name, VALUE, part.state, encode(part.tensors, "float32")))
         return updates
+
+
+def encode_with_feedback(deltas: Tensors, residual: Tensors, codec: str) -> tuple[Encoded, Tensors, Tensors]:
+    """Encode deltas plus what earlier encodings dropped (error feedback, Seide et al. 2014; Karimireddy et al. 2019).
+
+    Returns
+    -------
+    tuple
+        The encoded deltas, what the receiver decodes of them, and the new residual, empty if nothing was dropped.
+    """
+    wanted = {name: delta + residual[name] if name in residual else delta for name, delta in deltas.items()}
+    encoded = encode(wanted, codec)
+    received = decode(encoded.arrays, encoded.header, {name: tuple(value.shape) for name, value in wanted.items()})
+    if is_lossless(codec):
+        return encoded, received, {}
+    return encoded, received, {name: value - received[name] for name, value in wanted.items()}
 
 
 def by_part(tensors: Mapping[str, torch.Tensor]) -> dict[str, Tensors]:

@@ -6,6 +6,7 @@ silently when nobody answered, each of which is wrong here.
 """
 
 import logging
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -69,6 +70,9 @@ class FedBT:
         evaluate: Callable[["FedBT"], dict[str, float]],
         on_round: Callable[[RoundEntry], None],
     ) -> None:
+        positions = checkpoint.architecture.positions
+        if config.max_length > positions:
+            raise FedBTError(f"max-length={config.max_length} but {config.model} has {positions} positions: lower it")
         self.config, self.checkpoint = config, checkpoint
         self._evaluate, self._on_round = evaluate, on_round
         self.lineage = uuid.uuid4().hex
@@ -130,7 +134,7 @@ class FedBT:
             )
         if not answered:
             raise FedBTError(f"round {round_}: every client failed: {self.roster.last_reason(round_)}")
-        self.state.apply(mean.mean(), seed=self.config.seed + round_)
+        self.state.apply(mean.mean())
         last = round_ == self.config.num_rounds
         if self.config.client_evaluation == "every" or (last and self.config.client_evaluation == "final"):
             self._evaluate_on_clients(grid, round_, cost)
@@ -193,12 +197,14 @@ class FedBT:
         """Evaluate on held-out rows; delivers the round's result to every client as well."""
         nodes: dict[int, RoundPlan | None] = dict.fromkeys(self.roster.participants)
         sums: dict[str, float] = {}
-        examples = 0
+        weights: dict[str, int] = {}
         for _, reply in self._exchange(grid, MessageType.EVALUATE, round_, nodes, cost):
-            examples += reply.examples
             for name, value in (reply.metrics or {}).items():
-                sums[name] = sums.get(name, 0.0) + reply.examples * value
-        self.outcome.client_metrics = {name: total / examples for name, total in sums.items()} if examples else {}
+                if math.isfinite(value):
+                    sums[name] = sums.get(name, 0.0) + reply.examples * value
+                    weights[name] = weights.get(name, 0) + reply.examples
+        self.outcome.client_metrics = {name: sums[name] / weights[name] for name in sums if weights[name]}
+        examples = max(weights.values(), default=0)
         if examples:
             log.info("fedbt: on %d held-out rows at the clients: %s", examples, _shown(self.outcome.client_metrics))
 
@@ -212,14 +218,13 @@ class FedBT:
         rest = "downlink_bytes" if kind == MessageType.TRAIN else "evaluation_bytes"
         asked_again: set[int] = set()
 
-        def ask(one: Participant) -> None:
-            updates = self.state.updates_for(one.held)
+        def ask(one: Participant, whole: bool = False) -> None:
+            updates = self.state.updates_for(one.held, whole)
             request = Request(Sync(self.lineage, updates, self.state.states()), self.labels, plans[one.node])
             message = exchange.send(one.node, request_record(request))
             by_cause: dict[str, int] = {}
             for update in updates:
-                size = sum(array.nbytes for array in update.encoded.arrays.values())
-                by_cause[update.cause] = by_cause.get(update.cause, 0) + size
+                by_cause[update.cause] = by_cause.get(update.cause, 0) + update.encoded.nbytes
             cost.book_downlink(rest, serialised_bytes(message), by_cause)
             if "round" in by_cause:
                 self.outcome.full_bytes_down += self._full_bytes()
@@ -234,7 +239,7 @@ class FedBT:
             if reply.status == LACKING and node not in asked_again:
                 asked_again.add(node)  # its pool is not what it told before: bring it up to date, once
                 log.info("fedbt: round %d: %s lacks parts of its pool, sending them", round_, one.name)
-                ask(one)
+                ask(one, whole=True)
             elif reply.status == LACKING:
                 self.roster.refuse(round_, one.name, "its pool stays incomplete: check the disk of its pool-dir")
             else:
@@ -244,6 +249,12 @@ class FedBT:
 
     def _read(self, one: Participant, message: Message, round_: int, kind: str, cost: Ledger) -> Reply | None:
         """Read and book one reply; None when it can't be used."""
+        if not message.has_error():
+            size = serialised_bytes(message)
+            if kind == MessageType.TRAIN:
+                cost.uplink_bytes += size
+            else:
+                cost.evaluation_bytes += size
         try:
             reply = read_reply(message)
             if reply.status == FAILED:
@@ -251,16 +262,10 @@ class FedBT:
         except FedBTError as error:
             self.roster.refuse(round_, one.name, str(error))
             return None
-        size = serialised_bytes(message)
         cost.book_work(reply.costs)
-        if kind == MessageType.TRAIN:
-            cost.uplink_bytes += size
-            cost.uplink_payload_bytes += sum(
-                array.nbytes for part in (reply.deltas or {}).values() for array in part.arrays.values()
-            )
-            self.outcome.full_bytes_up += self._full_bytes() if reply.deltas else 0
-        else:
-            cost.evaluation_bytes += size
+        if reply.deltas:
+            cost.uplink_payload_bytes += sum(encoded.nbytes for encoded in reply.deltas.values())
+            self.outcome.full_bytes_up += self._full_bytes()
         return reply
 
     def _full_bytes(self) -> int:

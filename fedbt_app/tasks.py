@@ -205,6 +205,8 @@ class Scores:
     def _entity_scores(self) -> dict[str, float]:
         from seqeval.metrics import f1_score, precision_score, recall_score
 
+        if not self._pairs:
+            return {"f1": 0.0, "precision": 0.0, "recall": 0.0}
         true = [[self.labels[label] for label in row] for row, _ in self._pairs]
         predicted = [[self.labels[label] for label in row] for _, row in self._pairs]
         options: dict[str, Any] = {"zero_division": 0}

@@ -74,9 +74,7 @@ def test_fedbt_run_exits_non_zero_with_one_line_when_the_run_fails(
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_plain_flwr_run_works_from_the_project_root(
-    settings: Callable[..., dict[str, Any]], tmp_path: Path
-) -> None:
+def test_plain_flwr_run_works_from_the_project_root(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     overrides = tmp_path / "run.toml"
     values = settings(num_rounds=1, output_dir=str(tmp_path / "plain"))
     overrides.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))

