@@ -32,6 +32,9 @@ lint: env
 docs: env
 	$(BIN)/python docs/make_config_reference.py
 
+bench: env
+	$(BIN)/python benchmarks/client_step.py
+
 stop:
 	-pkill -f "flower-superlink.*--simulation"
 

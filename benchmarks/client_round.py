@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from variants import BATCH, LENGTH, SETTINGS, Setting, random_rows
+from variants import SETTINGS
+from workload import BATCH, LENGTH, Setting, random_rows
 
 from fedbt_app import train
 from fedbt_app.blocks import HEAD
 from fedbt_app.checkpoint import Checkpoint
 from fedbt_app.client import synchronise
-from fedbt_app.codec import encode
 from fedbt_app.costs import FlopMeter
 from fedbt_app.local_model import Weights, build, new_tensors
 from fedbt_app.messages import Request, Sync
 from fedbt_app.plan import RoundPlan
 from fedbt_app.pool import ParameterPool
 from fedbt_app.predict import StepShape, full_plan, step_flops
-from fedbt_app.state import GlobalState, by_part
+from fedbt_app.state import GlobalState, by_part, encode_with_feedback
 
 STEPS = 16
 PHASES = ("import", "sync", "load", "train", "encode_float32", "encode_int4")
@@ -57,11 +57,14 @@ def measure(setting: Setting, method: str, local_depth: int, scratch: Path, bega
     cache = None if method == "full" else setting.open_cache(scratch / "prefix", rows)
     clock.stop("load")
     train.run(local, rows, setting.collator, SETTINGS, FlopMeter(), [0], cache)
+    if cache:
+        cache.close()
     clock.stop("train")
     deltas = by_part(local.delta(received))
     for codec in ("float32", "int4"):
-        for tensors in deltas.values():
-            encode(tensors, codec)
+        for part, tensors in deltas.items():
+            _, _, dropped = encode_with_feedback(tensors, pool.residual(part), codec)
+            pool.store_residual(part, dropped)
         clock.stop(f"encode_{codec}")
     return seconds | {"total": sum(seconds[phase] for phase in PHASES if phase != "encode_int4")}
 
@@ -95,7 +98,7 @@ def _request(setting: Setting, plan: RoundPlan, pool: ParameterPool) -> Request:
     shapes: dict[str, Any] = {}
     for part in plan.trained_parts:
         shapes |= weights.shapes(part)
-    state.apply({name: 1e-3 * torch.randn(shape) for name, shape in shapes.items()}, seed=0)
+    state.apply({name: 1e-3 * torch.randn(shape) for name, shape in shapes.items()})
     return Request(Sync("", state.updates_for(held), state.states()), setting.labels, plan)
 
 

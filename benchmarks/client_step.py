@@ -7,42 +7,28 @@ schedule of 10 rounds. Writes client_step.json, and client_round.json for a clie
 import argparse
 import gc
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import client_round
-import torch
-from variants import (
-    ARCHITECTURES,
-    BATCH,
-    LENGTH,
-    METHODS,
-    TASKS,
-    Part,
-    Setting,
-    Work,
-    Workload,
-    real_lengths,
-    workload,
-    write_checkpoint,
-)
-from variants import parts as parts_of
+import tables
+import variants
+import workload
+from tables import KEYS, Row
+from variants import METHODS, Part
+from workload import ARCHITECTURES, BATCH, LENGTH, TASKS, Setting, Work, Workload
 
 from fedbt_app.costs import FlopMeter
 from fedbt_app.predict import StepShape
 
-Row = dict[str, Any]
-KEYS = ("arch", "task", "method", "local_depth", "length", "precision")
-ROUND_METHODS = {"mlm": ("full", "fedbt"), "classification": ("full", "fedbt")}
+ROUNDS_OF = ("mlm", "classification")  # tasks whose whole rounds are measured
 BASELINE = "baseline"  # of memory: a process that has only imported the libraries
 
 
@@ -56,11 +42,8 @@ def main() -> None:
     parser.add_argument("--raw", type=Path, help="folder with train.jsonl.gz: its texts' lengths are the real ones")
     parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/client_step.json"))
-    parser.add_argument(
-        *("--round",),
-        action=argparse.BooleanOptionalAction,
-        help="only the table of whole rounds, or all but that; both tables if not given",
-    )
+    only = "only the table of whole rounds, or all but it; both tables if not given"
+    parser.add_argument("--round", action=argparse.BooleanOptionalAction, default=None, help=only)
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)  # the rest is for processes of our own
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--whole-round", nargs=4, help=argparse.SUPPRESS)
@@ -70,6 +53,8 @@ def main() -> None:
         method, task, depth = options.peak
         print(json.dumps(_peak(options, method, task, int(depth))))
     elif options.whole_round:
+        import client_round  # brings Flower: not for the memory of a step
+
         method, task, depth, began = options.whole_round
         setting = Setting(options.checkpoint, task, options.precision == "bf16")
         with tempfile.TemporaryDirectory() as scratch:
@@ -77,23 +62,22 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as folder:
             options.checkpoint = Path(folder)
-            write_checkpoint(options.checkpoint, options.arch)
+            workload.write_checkpoint(options.checkpoint, options.arch)
             _both_tables(options)
 
 
 def _both_tables(options: argparse.Namespace) -> None:
     if options.round is not True:
-        rows = []
-        peaks = _Peaks(options)
+        rows, peaks = [], _Peaks(options)
         for task in options.tasks:
             for length in options.lengths:
                 rows += _with_ratios(_compare(options, task, length, peaks))
-                _store(options.output, rows)
-        _print_steps(rows)
-    if options.round is not False:
-        rows = _rounds(options)
-        _store(options.output.with_name("client_round.json"), rows)
-        _print_rounds(rows)
+                gc.collect()  # a task's models go before the next task's come
+                tables.store(options.output, rows)
+        tables.print_steps(rows)
+    if options.round is not False and (rows := _rounds(options)):
+        tables.store(options.output.with_name("client_round.json"), rows)
+        tables.print_rounds(rows)
 
 
 # Steps --------------------------------------------------------------------------------------------------------
@@ -128,10 +112,11 @@ class _Sample:
 def _compare(options: argparse.Namespace, task: str, length: str, peaks: "_Peaks") -> list[Row]:
     """Measure all methods on one task and distribution of lengths, repetition by repetition."""
     setting = Setting(options.checkpoint, task, options.precision == "bf16")
-    load = workload(setting, real_lengths(options.raw) if length == "real" else [LENGTH] * BATCH)
-    variants = [(method, depth) for method in METHODS for depth in setting.local_depths(method)]
-    memory = {variant: peaks.of(*variant, task) for variant in variants}  # before this process needs much itself
-    samples = {variant: _samples(parts_of(setting, *variant, load), load) for variant in variants}
+    lengths = workload.real_lengths(options.raw) if length == "real" else [LENGTH] * BATCH
+    load = workload.make(setting, lengths)
+    compared = [(method, depth) for method in METHODS for depth in setting.local_depths(method)]
+    memory = {variant: peaks.of(*variant, task) for variant in compared}  # before this process needs much itself
+    samples = {variant: _samples(variants.parts(setting, *variant, load), load) for variant in compared}
     for (method, depth), own in samples.items():
         for sample in own:
             sample.warm_up(f"{task}, {method}, {depth} blocks, {length}")
@@ -150,16 +135,14 @@ def _compare(options: argparse.Namespace, task: str, length: str, peaks: "_Peaks
             "seconds_max": _mean(own, lambda sample: max(sample.seconds)),
             "peak_memory_bytes": memory[method, depth],
             "baseline_memory_bytes": peaks.of(BASELINE, 0, task),
-            "padded_lengths": [LENGTH if sample.part.padded else sample.work.batch.shape[1] for sample in own],
+            "batch_lengths": [LENGTH] if own[0].part.padded else [work.batch.shape[1] for work in load.works],
             "repetitions": options.repetitions,
         }
-        row["padded_lengths"] = row["padded_lengths"][: 1 if own[0].part.padded else len(load.works)]
-        rows.append(row | _machine())
-    gc.collect()
+        rows.append(row | tables.machine())
     return rows
 
 
-def _samples(parts: Iterable[Part], load: Workload) -> list[_Sample]:
+def _samples(parts: Sequence[Part], load: Workload) -> list[_Sample]:
     return [_Sample(part, work) for part in parts for work in (load.works[:1] if part.padded else load.works)]
 
 
@@ -205,8 +188,8 @@ def _peak(options: argparse.Namespace, method: str, task: str, depth: int) -> in
 
     if method != BASELINE:
         setting = Setting(options.checkpoint, task, options.precision == "bf16")
-        load = workload(setting, [LENGTH] * BATCH)
-        made = parts_of(setting, method, depth, load, largest=True)
+        load = workload.make(setting, [LENGTH] * BATCH)
+        made = variants.parts(setting, method, depth, load, largest=True)
         for part in (*made, made[-1]):
             part.run(load.works[0])
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
@@ -214,13 +197,13 @@ def _peak(options: argparse.Namespace, method: str, task: str, depth: int) -> in
 
 def _rounds(options: argparse.Namespace) -> list[Row]:
     rows = []
-    for task in (task for task in options.tasks if task in ROUND_METHODS):
-        for method in ROUND_METHODS[task]:
+    for task in (task for task in options.tasks if task in ROUNDS_OF):
+        for method in ("full", "fedbt"):
             depth = Setting(options.checkpoint, task).local_depths(method)[0]
             print(f"whole round: {task}, {method}", file=sys.stderr)
             seconds = _in_process(options, "--whole-round", method, task, str(depth), str(time.time()))
             variant = (options.arch, task, method, depth, str(LENGTH), options.precision)
-            rows.append(dict(zip(KEYS, variant, strict=True)) | {"seconds": seconds} | _machine())
+            rows.append(dict(zip(KEYS, variant, strict=True)) | {"seconds": seconds} | tables.machine())
     return rows
 
 
@@ -230,83 +213,10 @@ def _in_process(options: argparse.Namespace, *arguments: str) -> Any:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
-# Output -------------------------------------------------------------------------------------------------------
-
-
-def _machine() -> Row:
-    try:
-        names = [line.split(":")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    except OSError:
-        names = []
-    cpu = names[0].strip() if names else platform.processor()
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": cpu}
-
-
-def _store(path: Path, rows: list[Row]) -> None:
-    """Write the rows in place of those of the same variants; all others in the file stay."""
-
-    def key(row: Row) -> tuple[Any, ...]:
-        return tuple(row[name] for name in KEYS)
-
-    there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    merged = {key(row): row for row in there} | {key(row): row for row in rows}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(list(merged.values()), indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _print_steps(rows: list[Row]) -> None:
-    heads = ("task", "length", "method", "blocks", "GFLOP", "of stock", "of same", "seconds", "min - max")
-    _print_table(
-        f"One step of {BATCH}: {rows[0]['arch']}, {rows[0]['precision']}",
-        (*heads, "of stock", "of same", "peak MB", "of stock"),
-        [
-            (
-                *(row["task"], row["length"], row["method"], str(row["local_depth"])),
-                *(f"{row['train_flops'] / 1e9:.2f}", _percent(row["ratio_flops_stock"])),
-                *(_percent(row["ratio_flops_same"]), f"{row['seconds']:.3f}"),
-                f"{row['seconds_min']:.3f} - {row['seconds_max']:.3f}",
-                *(_percent(row["ratio_seconds_stock"]), _percent(row["ratio_seconds_same"])),
-                *(f"{row['peak_memory_bytes'] / 1e6:.0f}", _percent(row["ratio_memory_stock"])),
-            )
-            for row in rows
-        ],
-    )
-
-
-def _print_rounds(rows: list[Row]) -> None:
-    phases = (*client_round.PHASES, "total")
-    lines = [
-        (row["task"], row["method"], str(row["local_depth"]), *(f"{row['seconds'][phase]:.2f}" for phase in phases))
-        for row in rows
-    ]
-    heads = ("task", "method", "blocks", *(phase.replace("_", "\n") for phase in phases))
-    _print_table(f"A client's round of {client_round.STEPS} steps, seconds", heads, lines)
-
-
-def _print_table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*heads, title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for before, line in zip([lines[0], *lines], lines, strict=False):
-        if before[:2] != line[:2]:
-            table.add_section()
-        table.add_row(*line)
-    console = Console()
-    console.width = max(console.width, 150)
-    console.print(table)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
 def _quiet() -> None:
     from transformers.utils import logging
 
+    warnings.simplefilter("ignore", FutureWarning)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -22,10 +22,11 @@ from fedbt_app.local_model import Weights, build, model_spec, whole_plan
 from fedbt_app.messages import LACKING, Capabilities, Reply, Request
 from fedbt_app.plan import frozen_prefix
 from fedbt_app.pool import ParameterPool, PartState, digest
-from fedbt_app.predict import StepShape, full_plan, step_flops, stock_step_flops
+from fedbt_app.predict import StepShape, full_plan, prefix_flops, step_flops, stock_step_flops
 from fedbt_app.prefix import PrefixCache
 from fedbt_app.state import DELTA, Update, by_part, encode_with_feedback
 from fedbt_app.tasks import Collator, special_tokens
+from fedbt_app.train import TrainResult
 
 
 class Client:
@@ -95,7 +96,7 @@ class Client:
             examples=result.examples,
             metrics={"train_loss": result.loss},
             deltas=encoded,
-            costs=self._costs(request, result.shapes, meter, watch),
+            costs=self._costs(request, result, meter, watch, cache),
         )
 
     def evaluate(self, request: Request) -> Reply:
@@ -139,18 +140,23 @@ class Client:
         return Collator(config.task, tokens, request.labels, config.mask_probability)
 
     def _costs(
-        self, request: Request, shapes: list[tuple[int, int, int, bool]], meter: FlopMeter, watch: Stopwatch
+        self,
+        request: Request,
+        result: TrainResult,
+        meter: FlopMeter,
+        watch: Stopwatch,
+        cache: PrefixCache | None,
     ) -> ClientCosts:
-        arch, config, labels = self.checkpoint.architecture, self.config, len(request.labels)
-        full = full_plan(arch.depth)
+        arch, task, labels = self.checkpoint.architecture, self.config.task, len(request.labels)
+        full, length = full_plan(arch.depth), self.config.max_length
         return ClientCosts(
             train_flops=meter.total,
-            stock_flops=sum(
-                stock_step_flops(arch, config.task, labels, shape[0], config.max_length) for shape in shapes
-            ),
-            same_flops=sum(step_flops(arch, config.task, labels, full, StepShape(*shape[:3])) for shape in shapes),
+            stock_flops=sum(stock_step_flops(arch, task, labels, shape[0], length) for shape in result.shapes),
+            same_flops=sum(step_flops(arch, task, labels, full, StepShape(*shape[:3])) for shape in result.shapes),
             seconds=watch.seconds,
             peak_memory_bytes=watch.peak_memory_bytes,
+            prefix_cache_bytes=cache.nbytes if cache else 0,
+            saved_flops=sum(prefix_flops(arch, cache.depth, *shape) for shape in result.cached) if cache else 0,
         )
 
 

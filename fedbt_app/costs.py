@@ -104,6 +104,8 @@ class ClientCosts:
     uplink_serialised_bytes: int = 0
     seconds: float = 0.0
     peak_memory_bytes: int = 0
+    prefix_cache_bytes: int = 0  # disk that holds the frozen blocks' output
+    saved_flops: int = 0  # what the frozen blocks would have cost again without it, by formula
 
 
 @dataclass
@@ -122,12 +124,14 @@ class Ledger:
     downlink_payload_bytes: int = 0
     stock_flops: int = 0
     same_flops: int = 0
+    saved_flops: int = 0
+    prefix_cache_bytes: int = 0  # of the client with the largest
 
     def add(self, other: "Ledger") -> None:
-        """Sum everything; memory is a maximum."""
+        """Sum everything; memory and cache are maxima."""
         for spec in fields(self):
             mine, theirs = getattr(self, spec.name), getattr(other, spec.name)
-            combine = max if spec.name == "peak_memory_bytes" else sum
+            combine = max if spec.name in ("peak_memory_bytes", "prefix_cache_bytes") else sum
             setattr(self, spec.name, combine((mine, theirs)))
 
     def book_work(self, costs: ClientCosts) -> None:
@@ -137,6 +141,8 @@ class Ledger:
         self.same_flops += costs.same_flops
         self.client_seconds += costs.seconds
         self.peak_memory_bytes = max(self.peak_memory_bytes, costs.peak_memory_bytes)
+        self.prefix_cache_bytes = max(self.prefix_cache_bytes, costs.prefix_cache_bytes)
+        self.saved_flops += costs.saved_flops
 
     def book_downlink(self, rest: str, serialised: int, payload_by_cause: dict[str, int]) -> None:
         """Book a message to a client: its parts by their cause, headers and all else under `rest`."""

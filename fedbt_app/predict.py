@@ -69,6 +69,12 @@ def stock_step_flops(arch: Architecture, task: str, num_labels: int, batch: int,
     return arch.depth * block + _head_flops(arch, task, num_labels, rows, True, True)
 
 
+def prefix_flops(arch: Architecture, depth: int, batch: int, length: int) -> int:
+    """Return the FLOPs of the first `depth` blocks, forward only, at every position."""
+    h, tokens = arch.hidden, batch * length
+    return depth * (4 * 2 * tokens * h * h + 2 * 2 * tokens * h * arch.intermediate + 2 * 2 * tokens * length * h)
+
+
 def _linear(rows: int, inputs: int, outputs: int, trained: bool, gradient_below: bool) -> int:
     return 2 * rows * inputs * outputs * (1 + trained + gradient_below)
 

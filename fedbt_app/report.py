@@ -322,6 +322,7 @@ Uplink and downlink are the serialised bytes of the training rounds, summed over
 contact, catch-up and evaluation are booked apart, so that every byte is counted once; together: {traffic}.
 The ratio is against the stock training step of the full model; the ratio with the same optimisations is against
 full-model training that saves the same work as this run does{same}. Memory is the largest of any client.
+{cached}
 
 {images}
 
@@ -351,6 +352,7 @@ def _page(report: Mapping[str, Any], images: Iterable[Path]) -> str:
         scores=scores,
         costs=_markdown(_cost_head(report), _cost_rows(report)),
         traffic=format_bytes(sum(report["cost"][name] for name in TRAFFIC)),
+        cached=_cached(report["cost"]),
         same="" if same is None else f", {format_flops(same)}",
         images="\n\n".join(f"![{image.stem}]({image.name})" for image in images),
         rounds=_markdown(head, (_round_row(entry, primary) for entry in report["rounds"])),
@@ -359,6 +361,16 @@ def _page(report: Mapping[str, Any], images: Iterable[Path]) -> str:
         if items:
             page += f"\n## {title}\n\n{_markdown(items[0], (item.values() for item in items))}\n"
     return page
+
+
+def _cached(cost: Mapping[str, Any]) -> str:
+    """Say what the frozen-prefix cache took and saved."""
+    if not cost.get("prefix_cache_bytes"):
+        return "No output of frozen blocks was kept between passes."
+    return (
+        "The output of the blocks that no round trains was kept on disk, at most "
+        f"{format_bytes(cost['prefix_cache_bytes'])} a client; that saved {format_flops(cost['saved_flops'])}."
+    )
 
 
 def _summary(report: Mapping[str, Any], primary: str) -> str:

@@ -34,6 +34,7 @@ class TrainResult:
     loss: float
     examples: int
     shapes: list[tuple[int, int, int, bool]]
+    cached: list[tuple[int, int]]  # (B, T) of the steps that took the frozen blocks' output from the cache
 
 
 def run(
@@ -52,19 +53,25 @@ def run(
     """
     torch.manual_seed(int(np.random.default_rng(seed).integers(2**62)))  # dropout
     optimizer = _adamw(list(local.trained.values()), settings)
-    total, positions, shapes = 0.0, 0, []
+    total, positions, shapes, cached = 0.0, 0, [], []
     for epoch in range(settings.epochs):
         generator = np.random.default_rng([*seed, epoch])
         for batch in batches(rows, collator, settings.batch_size, generator):
             there = batch.to(local.device)
-            start = _prefix(local, batch, there, cache, meter) if cache else None
+            start = None
+            if cache and (states := cache.read(batch)) is not None:
+                start = forward.Prefix(cache.depth, states.to(local.device, non_blocking=True))
+                cached.append(batch.shape[:2])
+            elif cache:
+                start = meter.step(("prefix", batch.shape), partial(forward.prefix, local, there, cache.depth))
+                cache.write(batch, start.states)
             value = meter.step((bool(start), batch.shape), partial(_backward, local, there, start))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             read = int((batch.labels >= 0).sum())
             total, positions = total + float(value) * read, positions + read
             shapes.append(batch.shape)
-    return TrainResult(total / max(1, positions), len(rows), shapes)
+    return TrainResult(total / max(1, positions), len(rows), shapes, cached)
 
 
 @torch.no_grad()
@@ -99,15 +106,6 @@ def batches(
     for index in generator.permutation(len(groups)) if shuffled else range(len(groups)):
         numbers = tuple(int(row) for row in groups[index])
         yield replace(collator([rows[row] for row in numbers], generator), rows=numbers)
-
-
-def _prefix(local: LocalModel, batch: Batch, there: Batch, cache: PrefixCache, meter: FlopMeter) -> forward.Prefix:
-    """Take the frozen blocks' output from the cache, or compute and keep it."""
-    if (states := cache.read(batch)) is not None:
-        return forward.Prefix(cache.depth, states.to(local.device, non_blocking=True))
-    start = meter.step(("prefix", batch.shape), partial(forward.prefix, local, there, cache.depth))
-    cache.write(batch, start.states)
-    return start
 
 
 def _backward(local: LocalModel, batch: Batch, start: forward.Prefix | None) -> torch.Tensor:

@@ -1,0 +1,170 @@
+"""What every method of the benchmark is given: random weights, and batches of random word pieces."""
+
+import gzip
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from fedbt_app import embedded, train
+from fedbt_app.blocks import HEAD, PRESETS, Architecture
+from fedbt_app.checkpoint import Checkpoint, find_model
+from fedbt_app.config import EMBEDDED
+from fedbt_app.local_model import LocalModel, ModelSpec, Weights, build, new_tensors
+from fedbt_app.plan import RoundPlan, frozen_prefix, plan_round
+from fedbt_app.prefix import PrefixCache
+from fedbt_app.tasks import IGNORED, Batch, Collator, SpecialTokens
+
+BATCH, LENGTH, ROUNDS, QUANTILES, SAMPLED_ROWS = 8, 128, 10, 4, 4000
+TASKS = ("mlm", "classification", "ner")
+ARCHITECTURES = {  # with the number of attention heads
+    "bert-base": (PRESETS["bert-base"], 12),
+    "minilm-l6": (PRESETS["minilm-l6"], 12),
+    "tiny": (Architecture(4, 64, 256, 30522), 4),
+}
+LABELS = tuple(f"label-{index}" for index in range(13))
+TOKENS = SpecialTokens(pad=0, mask=103, special=(0, 100, 101, 102, 103), vocabulary=30522)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all methods of one comparison share."""
+
+    folder: Path
+    task: str
+    bfloat16: bool = False
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The checkpoint, with a new head where it has none for the task."""
+        spec = ModelSpec(self.task, self.labels)
+        bare = Weights(Checkpoint(self.folder), lambda _: {}, spec)
+        head = new_tensors(bare.lacking(HEAD), seed=1)
+        return replace(bare, held=lambda part: head if part == HEAD else {})
+
+    @property
+    def arch(self) -> Architecture:
+        """Dimensions of the checkpoint."""
+        return self.weights.checkpoint.architecture
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label set; empty for mlm."""
+        return () if self.task == "mlm" else LABELS
+
+    @property
+    def collator(self) -> Collator:
+        """Makes batches of the task."""
+        return Collator(self.task, TOKENS, self.labels)
+
+    def local_depths(self, method: str) -> tuple[int, ...]:
+        """Depths to measure: in pre-training half the blocks and a third, else all of them."""
+        depth = self.arch.depth
+        return (depth // 2, depth // 3) if self.task == "mlm" and method.startswith("fedbt") else (depth,)
+
+    def schedule(self, local_depth: int) -> list[RoundPlan]:
+        """Return FedBT's plans of all rounds."""
+        return [
+            plan_round("fedbt", self.task, self.arch.depth, local_depth, ROUNDS, round_, seed=0, client="client")
+            for round_ in range(ROUNDS)
+        ]
+
+    def build(self, plan: RoundPlan) -> LocalModel:
+        """Build FedBT's local model."""
+        return build(self.weights, plan, bfloat16=self.bfloat16)
+
+    def open_cache(self, folder: Path, rows: Sequence[Any]) -> PrefixCache | None:
+        """Open the frozen-prefix cache as a client does: there is none in pre-training."""
+        depth = 0 if self.task == "mlm" else frozen_prefix("fedbt", self.task, self.arch.depth, 0, ROUNDS)
+        base = f"{self.weights.checkpoint.fingerprint} bf16={self.bfloat16}" if depth else ""
+        return PrefixCache.open(folder, depth, rows, self.arch.hidden, base, budget=1 << 40)
+
+
+def write_checkpoint(folder: Path, name: str) -> None:
+    """Write a BERT of random weights: config.json and model.safetensors."""
+    arch, heads = ARCHITECTURES[name]
+    config = {
+        "model_type": "bert",
+        "num_hidden_layers": arch.depth,
+        "hidden_size": arch.hidden,
+        "num_attention_heads": heads,
+        "intermediate_size": arch.intermediate,
+        "vocab_size": arch.vocabulary,
+        "max_position_embeddings": arch.positions,
+        "type_vocab_size": arch.token_types,
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    pooler = {key: shape for key, shape in arch.head("classification", 0).items() if "pooler" in key}
+    tensors = new_tensors(arch.model("mlm", 0) | pooler, seed=0)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@dataclass(frozen=True)
+class Work:
+    """One batch, as FedBT reads it and as stock code does: padded to LENGTH, one label a position."""
+
+    batch: Batch
+    dense: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A client's rows of random word pieces and, of the batches made of them, some that stand for all."""
+
+    rows: list[dict[str, Any]]
+    works: list[Work]
+
+
+def real_lengths(raw: Path | None) -> list[int]:
+    """Return lengths in word pieces of real texts: those of `raw`/train.jsonl.gz, or clinical definitions."""
+    if raw is None:
+        texts = [row["text"] for row in embedded.rows("classification")["train"]]
+    else:
+        with gzip.open(raw / "train.jsonl.gz", "rt", encoding="utf-8") as lines:
+            texts = [json.loads(line)["text"] for line in lines]
+    chosen = np.random.default_rng(0).permutation(len(texts))[:SAMPLED_ROWS]
+    tokenizer = Checkpoint(find_model(EMBEDDED)).tokenizer()
+    return [
+        len(ids) for ids in tokenizer([texts[row] for row in chosen], truncation=True, max_length=LENGTH)["input_ids"]
+    ]
+
+
+def random_rows(lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """Make rows of random pieces; for ner every piece is a word, the most that the loss can read."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for length in lengths:
+        ids = generator.integers(1000, TOKENS.vocabulary, length)
+        ids[0], ids[-1] = 101, 102
+        names = [LABELS[index] for index in generator.integers(0, len(LABELS), length)]
+        rows.append({"input_ids": ids.tolist(), "label": names[0], "tags": ["", *names[1:-1], ""]})
+    return rows
+
+
+def make(setting: Setting, lengths: Sequence[int]) -> Workload:
+    """Batch rows of these lengths as training does, and pick evenly spaced quantiles of the batches' lengths."""
+    rows = random_rows(lengths)
+    made = train.batches(rows, setting.collator, BATCH, np.random.default_rng(0))
+    whole = sorted((one for one in made if len(one.rows) == BATCH), key=lambda one: one.shape[1])
+    count = min(QUANTILES, len(whole))
+    picked = [whole[int((index + 0.5) * len(whole) / count)] for index in range(count)]
+    return Workload(rows, [Work(one, _dense(setting.task, one)) for one in picked])
+
+
+def _dense(task: str, batch: Batch) -> dict[str, torch.Tensor]:
+    def widened(values: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(values, (0, LENGTH - values.shape[1]))
+
+    present = torch.ones_like(batch.input_ids, dtype=torch.bool) if batch.mask is None else batch.mask
+    labels = torch.full((BATCH, LENGTH), IGNORED).scatter(1, batch.positions, batch.labels)
+    return {
+        "input_ids": widened(batch.input_ids),
+        "attention_mask": widened(present.long()),
+        "labels": batch.labels[:, 0] if task == "classification" else labels,
+    }
