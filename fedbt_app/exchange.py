@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedbt_app.messages import serialised_bytes
+
 POLL_SECONDS = 0.25
 
 
@@ -21,12 +23,15 @@ class Exchange:
         self._deadline = time.monotonic() + timeout
         self._waiting: dict[str, int] = {}  # message id -> node id
 
-    def send(self, node: int, content: RecordDict) -> Message:
-        """Send `content` to `node`; returns the message, for its size."""
+    def send(self, node: int, content: RecordDict) -> int:
+        """Send `content` to `node`; returns the serialised bytes of the message."""
         message = Message(content, dst_node_id=node, message_type=self._type, group_id=self._group)
+        # Measured before it is handed over: a simulation's workers pickle this very object, and measuring
+        # it meanwhile changes it under their hands.
+        size = serialised_bytes(message)
         for identifier in self._grid.push_messages([message]):
             self._waiting[identifier] = node
-        return message
+        return size
 
     def replies(self) -> Iterator[tuple[int, Message]]:
         """Yield (node, reply) until every message is answered or the time is up."""

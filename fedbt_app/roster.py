@@ -75,7 +75,7 @@ class Roster:
         exchange = Exchange(grid, MessageType.QUERY, f"query-{round_}", self._config.round_timeout)
         for node in new:
             content = request_record(Request(Sync(lineage, [], {})))
-            cost.first_contact_bytes += serialised_bytes(exchange.send(node, content))
+            cost.first_contact_bytes += exchange.send(node, content)
         for node, message in exchange.replies():
             try:
                 if not message.has_error():

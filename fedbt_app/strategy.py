@@ -221,11 +221,11 @@ class FedBT:
         def ask(one: Participant, whole: bool = False) -> None:
             updates = self.state.updates_for(one.held, whole)
             request = Request(Sync(self.lineage, updates, self.state.states()), self.labels, plans[one.node])
-            message = exchange.send(one.node, request_record(request))
+            size = exchange.send(one.node, request_record(request))
             by_cause: dict[str, int] = {}
             for update in updates:
                 by_cause[update.cause] = by_cause.get(update.cause, 0) + update.encoded.nbytes
-            cost.book_downlink(rest, serialised_bytes(message), by_cause)
+            cost.book_downlink(rest, size, by_cause)
             if "round" in by_cause:
                 self.outcome.full_bytes_down += self._full_bytes()
 
