@@ -79,7 +79,13 @@ class Client:
         local = build(weights, plan, self.device, self._bfloat16)
         received = local.snapshot()
         settings = train.TrainSettings(
-            config.local_epochs, config.batch_size, config.learning_rate, config.weight_decay
+            epochs=config.local_epochs,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            tokens_per_batch=config.tokens_per_batch,
+            micro_batch_size=config.micro_batch_size,
+            checkpointing=config.checkpointing,
         )
         seed = [config.seed, zlib.crc32(self.name.encode()), plan.round]
         rows = self._data.train.to_list()

@@ -73,6 +73,9 @@ class RunConfig:
         at_least=0,
     )
     batch_size: int = key("Examples in a step.", at_least=1)
+    tokens_per_batch: int = key("Most padded word pieces in a step; 0 for no limit beside batch-size.", at_least=0)
+    micro_batch_size: int = key("Examples that run at once, gradients added up; 0 for the whole batch.", at_least=0)
+    checkpointing: bool = key("Save memory: keep only the inputs of trained blocks and run them again backwards.")
     learning_rate: float = key("AdamW step size.", at_least=0)
     weight_decay: float = key("AdamW weight decay, on matrices only.", at_least=0)
     dropout: float = key("Dropout in trained blocks and the head; frozen blocks have none.", at_least=0, at_most=0.9)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 from fedbt_app.local_model import LocalModel
 from fedbt_app.tasks import IGNORED, Batch
@@ -35,24 +36,30 @@ def prefix(local: LocalModel, batch: Batch, depth: int) -> Prefix:
     return Prefix(depth, states)
 
 
-def logits(local: LocalModel, batch: Batch, start: Prefix | None = None) -> torch.Tensor:
-    """Return the head's outputs (B, P, classes) at the batch's loss positions, from `start` on if given."""
+def logits(local: LocalModel, batch: Batch, start: Prefix | None = None, checkpointing: bool = False) -> torch.Tensor:
+    """Return the head's outputs (B, P, classes) at the batch's loss positions, from `start` on if given.
+
+    `checkpointing` saves only the inputs of blocks with a graph and runs them again backwards.
+    """
     layers = local.module.bert.encoder.layer
     with _autocast(local):
         if start is None:
             start = Prefix(0, local.module.bert.embeddings(input_ids=batch.input_ids))
         hidden = start.states
         for position in range(start.depth, len(layers)):
-            last = position == len(layers) - 1
-            hidden = block(layers[position], hidden, _mask(batch), batch.positions if last else None)
+            at = batch.positions if position == len(layers) - 1 else None
+            if checkpointing and position >= local.plan.lowest_trained:
+                hidden = checkpoint(block, layers[position], hidden, _mask(batch), at, use_reentrant=False)
+            else:
+                hidden = block(layers[position], hidden, _mask(batch), at)
         if start.depth == len(layers):
             hidden = _at(hidden, batch.positions)
         return _head(local, hidden)
 
 
-def loss(local: LocalModel, batch: Batch, start: Prefix | None = None) -> torch.Tensor:
+def loss(local: LocalModel, batch: Batch, start: Prefix | None = None, checkpointing: bool = False) -> torch.Tensor:
     """Return the mean cross-entropy over the batch's loss positions."""
-    outputs = logits(local, batch, start)
+    outputs = logits(local, batch, start, checkpointing)
     return cross_entropy(outputs.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=IGNORED)
 
 

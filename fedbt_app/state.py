@@ -144,9 +144,9 @@ def encode_with_feedback(deltas: Tensors, residual: Tensors, codec: str) -> tupl
     """
     wanted = {name: delta + residual[name] if name in residual else delta for name, delta in deltas.items()}
     encoded = encode(wanted, codec)
-    received = decode(encoded.arrays, encoded.header, {name: tuple(value.shape) for name, value in wanted.items()})
     if is_lossless(codec):
-        return encoded, received, {}
+        return encoded, wanted, {}
+    received = decode(encoded.arrays, encoded.header, {name: tuple(value.shape) for name, value in wanted.items()})
     return encoded, received, {name: value - received[name] for name, value in wanted.items()}
 
 

@@ -38,6 +38,21 @@ class Batch:
         """(B, T, P, padded): all that decides what a step computes."""
         return (*self.input_ids.shape, self.positions.shape[1], self.mask is not None)
 
+    @property
+    def reads(self) -> int:
+        """Number of loss positions."""
+        return int((self.labels != IGNORED).sum())
+
+    def split(self, size: int) -> "list[Batch]":
+        """Split into batches of `size` examples, as padded as this one; 0 leaves it whole."""
+        if not 0 < size < len(self.rows):
+            return [self]
+        masks = [None] * len(self.rows) if self.mask is None else self.mask.split(size)
+        tensors = zip(
+            self.input_ids.split(size), masks, self.positions.split(size), self.labels.split(size), strict=False
+        )
+        return [Batch(*tensors_, self.rows[at * size : (at + 1) * size]) for at, tensors_ in enumerate(tensors)]
+
     def to(self, device: torch.device) -> "Batch":
         """Move to `device`."""
         mask = None if self.mask is None else self.mask.to(device, non_blocking=True)
@@ -48,6 +63,11 @@ class Batch:
             self.labels.to(device, non_blocking=True),
             self.rows,
         )
+
+
+def padded(length: int) -> int:
+    """Round a length up to what it is padded to."""
+    return -(-int(length) // MULTIPLE) * MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -85,7 +105,7 @@ class Collator:
     def __call__(self, rows: Sequence[Mapping[str, Any]], generator: np.random.Generator) -> Batch:
         """Collate `rows`; `generator` draws the masking (mlm) and nothing else."""
         lengths = [len(row["input_ids"]) for row in rows]
-        width = -(-max(lengths) // MULTIPLE) * MULTIPLE if min(lengths) < max(lengths) else max(lengths)
+        width = padded(max(lengths)) if min(lengths) < max(lengths) else max(lengths)
         ids = np.full((len(rows), width), self.tokens.pad, dtype=np.int64)
         for index, row in enumerate(rows):
             ids[index, : lengths[index]] = row["input_ids"]
@@ -149,7 +169,7 @@ def _read_ner(
 ) -> Read:
     """Read the first piece of each word; continuation pieces carry no tag."""
     found = [[(at, collator.label_id(tag)) for at, tag in enumerate(row["tags"]) if tag] for row in rows]
-    width = -(-max(1, *map(len, found)) // MULTIPLE) * MULTIPLE
+    width = padded(max(1, *map(len, found)))
     positions = np.zeros((len(rows), width), dtype=np.int64)
     labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
     for index, pairs in enumerate(found):

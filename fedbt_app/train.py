@@ -12,19 +12,26 @@ from fedbt_app import forward
 from fedbt_app.costs import FlopMeter
 from fedbt_app.local_model import LocalModel
 from fedbt_app.prefix import PrefixCache
-from fedbt_app.tasks import Batch, Collator, Scores
+from fedbt_app.tasks import Batch, Collator, Scores, padded
 
 _SORTED_STRETCH = 50  # batches whose rows are sorted by length together: little padding, still shuffled
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How a client optimises."""
+    """How a client optimises.
+
+    `tokens_per_batch` (0: no limit) bounds a batch's padded word pieces beside `batch_size`;
+    `micro_batch_size` (0: the batch) is how many examples run at once, their gradients added up.
+    """
 
     epochs: int
     batch_size: int
     learning_rate: float
     weight_decay: float
+    tokens_per_batch: int = 0
+    micro_batch_size: int = 0
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,25 +60,28 @@ def run(
     """
     torch.manual_seed(int(np.random.default_rng(seed).integers(2**62)))  # dropout
     optimizer = _adamw(list(local.trained.values()), settings)
-    total, positions, shapes, cached = 0.0, 0, [], []
+    total, positions = torch.zeros((), device=local.device), 0  # stays there: asking a GPU each step would stall it
+    shapes, cached = [], []
     for epoch in range(settings.epochs):
         generator = np.random.default_rng([*seed, epoch])
-        for batch in batches(rows, collator, settings.batch_size, generator):
-            there = batch.to(local.device)
-            start = None
-            if cache and (states := cache.read(batch)) is not None:
-                start = forward.Prefix(cache.depth, states.to(local.device, non_blocking=True))
-                cached.append(batch.shape[:2])
-            elif cache:
-                start = meter.step(("prefix", batch.shape), partial(forward.prefix, local, there, cache.depth))
-                cache.write(batch, start.states)
-            value = meter.step((bool(start), batch.shape), partial(_backward, local, there, start))
+        for batch in batches(rows, collator, settings.batch_size, generator, tokens=settings.tokens_per_batch):
+            for piece in batch.split(settings.micro_batch_size):
+                there = piece.to(local.device)
+                start = None
+                if cache and (states := cache.read(piece)) is not None:
+                    start = forward.Prefix(cache.depth, states.to(local.device, non_blocking=True))
+                    cached.append(piece.shape[:2])
+                elif cache:
+                    start = meter.step(("prefix", piece.shape), partial(forward.prefix, local, there, cache.depth))
+                    cache.write(piece, start.states)
+                share = piece.reads / batch.reads
+                step = partial(_backward, local, there, start, share, settings.checkpointing)
+                total += meter.step((bool(start), piece.shape), step) * piece.reads
+                shapes.append(piece.shape)
+            positions += batch.reads
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            read = int((batch.labels >= 0).sum())
-            total, positions = total + float(value) * read, positions + read
-            shapes.append(batch.shape)
-    return TrainResult(total / max(1, positions), len(rows), shapes, cached)
+    return TrainResult(float(total) / max(1, positions), len(rows), shapes, cached)
 
 
 @torch.no_grad()
@@ -93,24 +103,34 @@ def batches(
     size: int,
     generator: np.random.Generator,
     shuffled: bool = True,
+    tokens: int = 0,
 ) -> Iterator[Batch]:
-    """Yield batches of rows of similar length, in random order when `shuffled`."""
+    """Yield batches of rows of similar length, in random order when `shuffled`.
+
+    A batch has at most `size` rows and, unless that is 0, at most `tokens` padded pieces (but one row at least).
+    """
     lengths = np.array([len(row["input_ids"]) for row in rows])
     order = generator.permutation(len(rows)) if shuffled else np.arange(len(rows))
     stretch = size * _SORTED_STRETCH
-    groups = []
+    groups: list[list[int]] = []
     for start in range(0, len(order), stretch):
         part = order[start : start + stretch]
-        part = part[np.argsort(lengths[part], kind="stable")]
-        groups += [part[at : at + size] for at in range(0, len(part), size)]
+        groups.append([])
+        for row in part[np.argsort(lengths[part], kind="stable")]:  # the last row of a group is its longest
+            full = len(groups[-1]) == size or (tokens and (len(groups[-1]) + 1) * padded(lengths[row]) > tokens)
+            if full and groups[-1]:
+                groups.append([])
+            groups[-1].append(int(row))
     for index in generator.permutation(len(groups)) if shuffled else range(len(groups)):
-        numbers = tuple(int(row) for row in groups[index])
-        yield replace(collator([rows[row] for row in numbers], generator), rows=numbers)
+        yield replace(collator([rows[row] for row in groups[index]], generator), rows=tuple(groups[index]))
 
 
-def _backward(local: LocalModel, batch: Batch, start: forward.Prefix | None) -> torch.Tensor:
-    value = forward.loss(local, batch, start)
-    value.backward()
+def _backward(
+    local: LocalModel, batch: Batch, start: forward.Prefix | None, share: float, checkpointing: bool
+) -> torch.Tensor:
+    """Add the gradient of `share` times the batch's mean loss; returns that loss."""
+    value = forward.loss(local, batch, start, checkpointing)
+    (value * share).backward()
     return value.detach()
 
 

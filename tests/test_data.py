@@ -255,7 +255,7 @@ def test_whatever_matters_makes_another_entry(tmp_path: Path, config: Any) -> No
 TRAINING = """
 method model num_rounds local_epochs local_depth batch_size learning_rate weight_decay dropout mask_probability
 lora_rank lora_alpha codec reference participation min_clients round_timeout client_evaluation device output_dir
-cache_dir pool_dir precision prefix_cache_gb
+cache_dir pool_dir precision prefix_cache_gb tokens_per_batch micro_batch_size checkpointing
 """
 
 

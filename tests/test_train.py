@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from fedbt_app import train
 from fedbt_app.blocks import HEAD, adapter_part
@@ -164,3 +165,38 @@ def test_dropout_noise_is_drawn_in_trained_blocks_and_not_in_frozen_ones(tiny_be
     assert frozen == pytest.approx([frozen[0]] * 3, rel=1e-5)
     noisy = losses(RoundPlan(0, (0, 1, 2, 3), (3,)))
     assert min(abs(one - other) for one, other in zip(noisy, noisy[1:] + noisy[:1], strict=True)) > 1e-4
+
+
+@pytest.mark.parametrize("task", LABELS)
+@pytest.mark.parametrize("method", ["fedbt", "full", "lora"])
+@pytest.mark.parametrize("saving", [{"micro_batch_size": 3}, {"checkpointing": True}])
+def test_saving_memory_leaves_the_gradients_as_they_are(
+    saving: dict[str, Any], method: str, task: str, tiny_bert: Path
+) -> None:
+    def gradients(settings: TrainSettings) -> dict[str, torch.Tensor]:
+        local, caught = local_model(tiny_bert, task, plan_of(method, task)), {}
+
+        def catch(optimizer: Any, *_: Any) -> None:
+            caught.update({name: value.grad.clone() for name, value in local.trained.items() if value.grad is not None})
+
+        handle = register_optimizer_step_pre_hook(catch)
+        train.run(local, rows_of(8), collator(task), settings, FlopMeter(), [0])
+        handle.remove()
+        assert caught.keys() == local.trained.keys()
+        return caught
+
+    plain = gradients(TrainSettings(1, 8, 1e-3, 0.0))
+    for name, value in gradients(TrainSettings(1, 8, 1e-3, 0.0, **saving)).items():
+        torch.testing.assert_close(value, plain[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_token_budget_bounds_padded_pieces_and_still_covers_every_row_once() -> None:
+    made = list(train.batches(numbered(90), collator("classification"), 16, np.random.default_rng(0), tokens=128))
+    assert Counter(int(number) for batch in made for number in batch.input_ids[:, 1]) == Counter(range(90))
+    assert max(batch.input_ids.numel() for batch in made) <= 128
+    assert max(len(batch.rows) for batch in made) > 4
+
+
+def test_one_row_longer_than_the_token_budget_still_runs() -> None:
+    made = list(train.batches(numbered(5), collator("classification"), 16, np.random.default_rng(0), tokens=8))
+    assert [len(batch.rows) for batch in made] == [1] * 5
