@@ -25,7 +25,7 @@ from fedbt_app.pool import ParameterPool, PartState, digest
 from fedbt_app.predict import StepShape, full_plan, prefix_flops, step_flops, stock_step_flops
 from fedbt_app.prefix import PrefixCache
 from fedbt_app.state import DELTA, Update, by_part, encode_with_feedback
-from fedbt_app.tasks import Collator, special_tokens
+from fedbt_app.tasks import Collator, mask_once, special_tokens
 from fedbt_app.train import TrainResult
 
 
@@ -88,9 +88,11 @@ class Client:
             checkpointing=config.checkpointing,
         )
         seed = [config.seed, zlib.crc32(self.name.encode()), plan.round]
-        rows = self._data.train.to_list()
-        cache = self._prefix_cache(request, rows)
-        result = train.run(local, rows, self._collator(request), settings, meter, seed, cache)
+        rows, collator = self._data.train.to_list(), self._collator(request)
+        if config.task == "mlm" and config.masking == "static":
+            rows = mask_once(collator, rows, [*seed[:2], plan.round % config.static_maskings])
+        cache = self._prefix_cache(rows)
+        result = train.run(local, rows, collator, settings, meter, seed, cache)
         if cache:
             cache.close()
         encoded = {}
@@ -124,14 +126,15 @@ class Client:
     def _bfloat16(self) -> bool:
         return use_bfloat16(self.config.precision, self.device)
 
-    def _prefix_cache(self, request: Request, rows: list[dict[str, Any]]) -> PrefixCache | None:
-        """Open the cache for the blocks that no round of this run trains; mlm masks anew each time, so has none."""
+    def _prefix_cache(self, rows: list[dict[str, Any]]) -> PrefixCache | None:
+        """Open the cache for the blocks that no round of this run trains; rows masked anew each time have none."""
         config, arch = self.config, self.checkpoint.architecture
-        if config.task == "mlm":
+        kinds = config.static_maskings if config.task == "mlm" else 1
+        if config.task == "mlm" and config.masking == "dynamic":
             return None
         depth = frozen_prefix(config.method, config.task, arch.depth, config.local_depth, config.num_rounds)
         base = f"{self.checkpoint.fingerprint} bf16={self._bfloat16}"
-        budget = int(config.prefix_cache_gb * 1e9)
+        budget = int(config.prefix_cache_gb * 1e9) // kinds  # each masking has a cache of its own
         return PrefixCache.open(config.cache_folder / "prefix", depth, rows, arch.hidden, base, budget)
 
     def _pool(self, request: Request) -> ParameterPool:

@@ -80,6 +80,12 @@ class RunConfig:
     weight_decay: float = key("AdamW weight decay, on matrices only.", at_least=0)
     dropout: float = key("Dropout in trained blocks and the head; frozen blocks have none.", at_least=0, at_most=0.9)
     mask_probability: float = key("Share of word pieces to predict (mlm).", at_least=0.01, at_most=0.9)
+    masking: str = key(
+        "`dynamic` masks anew each epoch; `static` has static-maskings fixed ones, one a round in turn, so that the output "
+        "of frozen blocks can be kept where every round trains above them (mlm).",
+        ("dynamic", "static"),
+    )
+    static_maskings: int = key("Fixed maskings of each row with masking=static.", at_least=1)
     lora_rank: int = key("Rank of the adapters (lora, fedbt-lora).", at_least=1)
     lora_alpha: float = key("Scale of the adapters: alpha / rank.", at_least=0)
     participation: float = key("Share of the connected clients asked in a round.", at_least=1e-6, at_most=1)

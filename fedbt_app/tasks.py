@@ -134,6 +134,8 @@ def _read_mlm(
     generator: np.random.Generator,
 ) -> Read:
     """Choose 15 % of each row's pieces: 80 % become [MASK], 10 % a random piece, 10 % stay (BERT, section 3.1)."""
+    if "positions" in rows[0]:
+        return _read_masked(rows, ids)
     candidates = present & ~np.isin(ids, collator.tokens.special)
     wanted = np.maximum(1, np.round(candidates.sum(axis=1) * collator.mask_probability).astype(int))
     scores = np.where(candidates, generator.random(ids.shape), 2.0)
@@ -147,6 +149,29 @@ def _read_mlm(
     ids[row_of[masked], positions[masked]] = collator.tokens.mask
     ids[row_of[replaced], positions[replaced]] = generator.integers(0, collator.tokens.vocabulary, replaced.sum())
     return ids, positions, labels
+
+
+def _read_masked(rows: Sequence[Any], ids: np.ndarray) -> Read:
+    """Take the masking that `mask_once` gave each row."""
+    width = max(len(row["positions"]) for row in rows)
+    positions = np.zeros((len(rows), width), dtype=np.int64)
+    labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
+    for index, row in enumerate(rows):
+        positions[index, : len(row["positions"])], labels[index, : len(row["targets"])] = (
+            row["positions"],
+            row["targets"],
+        )
+    return ids, positions, labels
+
+
+def mask_once(collator: Collator, rows: Sequence[Mapping[str, Any]], seed: Sequence[int]) -> list[dict[str, Any]]:
+    """Give each mlm row one masking for good, so that what frozen blocks make of it can be kept."""
+    generator, masked = np.random.default_rng(seed), []
+    for row in rows:
+        batch = collator([row], generator)
+        values = {"input_ids": batch.input_ids, "positions": batch.positions, "targets": batch.labels}
+        masked.append({name: value[0].tolist() for name, value in values.items()})
+    return masked
 
 
 def _read_classification(

@@ -15,7 +15,7 @@ from fedbt_app.local_model import LocalModel, ModelSpec, Weights, build, new_ten
 from fedbt_app.plan import frozen_prefix, plan_round
 from fedbt_app.predict import prefix_flops
 from fedbt_app.prefix import PrefixCache
-from fedbt_app.tasks import Collator, special_tokens
+from fedbt_app.tasks import Collator, mask_once, special_tokens
 
 LABELS = ("B-x", "I-x", "O")
 SETTINGS = train.TrainSettings(2, 4, 1e-3, 0.01)
@@ -131,3 +131,38 @@ def test_the_frozen_prefix_is_what_no_round_trains() -> None:
     assert frozen_prefix("fedbt", "mlm", 12, 0, 10) == 0
     assert frozen_prefix("full", "ner", 12, 0, 10) == 0
     assert frozen_prefix("lora", "ner", 12, 0, 10) == 0
+
+
+def test_a_row_masked_once_is_predicted_at_the_same_places_in_every_batch(
+    checkpoint: Checkpoint, rows: list[dict[str, object]]
+) -> None:
+    collate = collator(checkpoint, "mlm")
+    masked = mask_once(collate, rows, [3])
+    assert masked == mask_once(collate, rows, [3])
+    assert masked != mask_once(collate, rows, [4])
+    for seed in range(2):
+        batch = collate(masked, np.random.default_rng(seed))
+        for index, row in enumerate(masked):
+            found = [
+                (at, label) for at, label in zip(batch.positions[index], batch.labels[index], strict=True) if label >= 0
+            ]
+            assert found == list(zip(row["positions"], row["targets"], strict=True))
+            assert [label for _, label in found] == [rows[index]["input_ids"][at] for at in row["positions"]]  # type: ignore[index]
+            assert batch.input_ids[index, : len(row["input_ids"])].tolist() == row["input_ids"]
+
+
+def test_static_maskings_let_mlm_keep_its_frozen_prefix(
+    checkpoint: Checkpoint, rows: list[dict[str, object]], tmp_path: Path
+) -> None:
+    masked, trained = mask_once(collator(checkpoint, "mlm"), rows, [1]), []
+    for use in ("none", "cold", "warm"):
+        local, meter = model(checkpoint, "mlm", "head"), FlopMeter()
+        cache = None if use == "none" else opened(tmp_path, masked, depth=4)
+        result = train.run(local, masked, collator(checkpoint, "mlm"), SETTINGS, meter, [1], cache)
+        if cache:
+            cache.close()
+            assert len(result.cached) == (3 if use == "cold" else 6)  # two epochs of three batches, the first to fill
+        trained.append(local.snapshot())
+    for name, value in trained[0].items():
+        torch.testing.assert_close(trained[1][name], value, rtol=0, atol=1e-6)
+        assert torch.equal(trained[2][name], trained[1][name])
