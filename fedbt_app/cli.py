@@ -74,7 +74,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from fedbt_app import launch, report
+    from fedbt_app import comparison, launch, report
 
     if options.clients < 1:
         raise FedBTError(f"--clients {options.clients} is too few: simulate at least 1")
@@ -90,7 +90,7 @@ def _run(options: argparse.Namespace) -> None:
     if folder is None:
         print(f"finished: the report is in {values['output-dir']} on the SuperLink's machine")
     else:
-        report.print_result(report.load(folder))
+        comparison.print_result(report.load(folder))
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -125,9 +125,9 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from fedbt_app import report
+    from fedbt_app import comparison
 
-    print(report.compare(options.folders))
+    print(comparison.compare(options.folders))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""The report: names that other tools read, ratios, one-stroke writing, loading and comparing."""
+"""The report: names that other tools read, ratios, one-stroke writing, the page, loading."""
 
-import io
 import json
 import math
 from dataclasses import replace
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from fedbt_app import plots, report
 from fedbt_app.costs import Ledger, RoundEntry
@@ -77,12 +75,6 @@ def make_record(**changes: Any) -> report.RunRecord:
     return replace(record, **changes)
 
 
-def printed(values: dict[str, Any], width: int = 100) -> str:
-    stream = io.StringIO()
-    report.print_result(values, Console(file=stream, width=width))
-    return stream.getvalue()
-
-
 def test_fixed_names() -> None:
     values = report.to_json(make_record())
     assert values.keys() >= {"schema", "method", "task", "model", "seed", "rounds", "cost", "reference"}
@@ -120,10 +112,9 @@ def test_ratios_are_null_for_an_unknown_or_zero_reference() -> None:
 
 
 def test_a_diverged_run_is_still_strict_json(tmp_path: Path) -> None:
-    values = report.write(tmp_path, make_record(final={"loss": math.nan, "accuracy": math.inf}))
+    report.write(tmp_path, make_record(final={"loss": math.nan, "accuracy": math.inf}))
     text = (tmp_path / "report.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["final"] == {"loss": None, "accuracy": None}
-    assert "n/a" in printed(values)
 
 
 def test_rounds_sum_to_the_cost(tmp_path: Path) -> None:
@@ -146,7 +137,7 @@ def test_write_leaves_exactly_the_report(tmp_path: Path) -> None:
     assert report.load(tmp_path / "new" / "run") == returned
 
 
-@pytest.mark.parametrize("target", ["fedbt_app.plots.write_plots", "fedbt_app.report._page", "os.fsync"])
+@pytest.mark.parametrize("target", ["fedbt_app.plots.write_plots", "fedbt_app.page.render", "os.fsync"])
 def test_a_failure_leaves_no_report_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("full disk")
@@ -248,113 +239,3 @@ def test_page_without_test_set_or_refusals(tmp_path: Path) -> None:
     assert "Refused" not in page
     assert "metric.png" not in page
     assert not (tmp_path / plots.METRIC).exists()
-
-
-def test_print_result_fits_and_tells_all() -> None:
-    text = printed(report.to_json(make_record()))
-    assert max(map(len, text.splitlines())) <= 100
-    for part in ("10.0 TFLOP", "142 TFLOP", "7.04 %", "20.0 %", "1.50 GiB", "25.0 %", "81.2 %", "31.0 %"):
-        assert part in text
-    assert "Model: runs/one/model" in text
-
-
-def test_print_result_keeps_an_odd_path_whole() -> None:
-    path = "runs/[bold]" + "x" * 150
-    assert path in printed(report.to_json(make_record(model_dir=path)), width=60)
-
-
-def test_print_result_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    report.print_result(report.to_json(make_record()))
-    text = capsys.readouterr().out
-    assert "\x1b" not in text
-    assert "full-model FedAvg" in text
-
-
-def comparison(folder: Path, **runs: report.RunRecord) -> str:
-    for name, record in runs.items():
-        report.write(folder / name, record)
-    return report.compare([folder / name for name in runs])
-
-
-def row(text: str, number: int) -> str:
-    return next(line for line in text.splitlines() if line.startswith(f" {number} "))
-
-
-@pytest.fixture
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedbt_app.plots.write_plots", lambda *_: [])
-
-
-@pytest.mark.usefixtures("no_plots")
-def test_compare_alike_runs(tmp_path: Path) -> None:
-    text = comparison(tmp_path, one=make_record(), two=make_record(method="lora", seed=8))
-    assert row(text, 1).split()[1:] == [
-        *("fedbt", "classification", "2", "25.0", "%", "10.0", "10.0", "12.0", "60.0", "1.50", "GiB"),
-        *("7.04", "%", "20.0", "%", "25.0", "%"),
-    ]
-    assert "bert-small" in text
-    assert "-> 81.2 %" in text
-    assert f"2: {tmp_path / 'two'}" in text
-    assert "Warning" not in text
-    assert "measured" not in text
-
-
-@pytest.mark.usefixtures("no_plots")
-@pytest.mark.parametrize(
-    ("change", "name"),
-    [
-        ({"task": "ner"}, "task"),
-        ({"base_fingerprint": "cd34"}, "model"),
-        ({"model": "other", "base_fingerprint": ""}, "model"),
-        ({"data": "other"}, "data"),
-        ({"rounds": []}, "number of rounds"),
-    ],
-)
-def test_compare_warns(tmp_path: Path, change: dict[str, Any], name: str) -> None:
-    text = comparison(tmp_path, one=make_record(), two=make_record(**change))
-    warnings = [line for line in text.splitlines() if line.startswith("Warning")]
-    assert warnings == [f"Warning: the runs differ in {name}, so comparing them is not like for like."]
-
-
-@pytest.mark.usefixtures("no_plots")
-def test_compare_against_the_measured_full_run(tmp_path: Path) -> None:
-    full = make_record(method="full", cost=Ledger(train_flops=2 * 10**13, uplink_bytes=80_000_000))
-    text = comparison(tmp_path, one=make_record(), two=full, three=make_record(data="other"))
-    assert row(text, 1).endswith("7.04 %    50.0 %    12.5 %  ")
-    assert row(text, 2).endswith("100 %     100 %  ")
-    assert row(text, 3).endswith("n/a       n/a  ")
-    assert "Run 2 (method full) is the measured reference" in text
-    assert "full run" in text
-
-
-@pytest.mark.parametrize(
-    ("write", "value", "text"),
-    [
-        (report.format_flops, 0, "0 FLOP"),
-        (report.format_flops, 2.154e15, "2.15 PFLOP"),
-        (report.format_flops, 999, "999 FLOP"),
-        (report.format_bytes, 13_430_000, "13.4 MB"),
-        (report.format_bytes, 1000, "1.00 kB"),
-        (report.format_bytes, None, "n/a"),
-        (report.format_memory, 5 * 2**28, "1.25 GiB"),
-        (report.format_memory, 1023 * 2**20, "1,023 MiB"),
-        (report.format_seconds, 0.0123, "0.0123 s"),
-        (report.format_seconds, 119.4, "119 s"),
-        (report.format_seconds, 750, "12.5 min"),
-        (report.format_seconds, 3.4 * 3600, "3.40 h"),
-        (report.format_seconds, None, "n/a"),
-        (report.format_ratio, 0.0704, "7.04 %"),
-        (report.format_ratio, 1.0, "100 %"),
-        (report.format_ratio, 0.000312, "0.0312 %"),
-        (report.format_ratio, 0.0, "0 %"),
-        (report.format_ratio, None, "n/a"),
-    ],
-)
-def test_formats(write: Any, value: float | None, text: str) -> None:
-    assert write(value) == text
-
-
-def test_scores_are_shares_or_losses() -> None:
-    assert report.format_score("accuracy", 0.8125) == "81.2 %"
-    assert report.format_score("loss", 0.8125) == "0.812"
-    assert report.format_score("f1", None) == "n/a"
