@@ -119,6 +119,12 @@ class Checkpoint:
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
+    @property
+    def file_id(self) -> str:
+        """Path, size and time of the weights' file: tells this machine's files apart without reading them."""
+        path = self._weights.path
+        return f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
+
     @cached_property
     def tokenizer_id(self) -> str:
         """SHA-256 over the tokenizer's files, to key tokenised data by."""
@@ -146,6 +152,7 @@ class _Safetensors:
             self._file = safe_open(str(path), framework="pt")
         except (SafetensorError, OSError, struct.error):
             raise FedBTError(f"{path} is not a whole safetensors file: download it again") from None
+        self.path = path
         self.names = list(self._file.keys())
 
     def read(self, name: str) -> torch.Tensor:
@@ -158,7 +165,7 @@ class _TorchFile:
             self._tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception:
             raise FedBTError(f"{path} is not a plain PyTorch weights file: convert it to model.safetensors") from None
-        self.names = list(self._tensors)
+        self.path, self.names = path, list(self._tensors)
 
     def read(self, name: str) -> torch.Tensor:
         return self._tensors[name]

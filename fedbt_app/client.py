@@ -133,7 +133,7 @@ class Client:
         if config.task == "mlm" and config.masking == "dynamic":
             return None
         depth = frozen_prefix(config.method, config.task, arch.depth, config.local_depth, config.num_rounds)
-        base = f"{self.checkpoint.fingerprint} bf16={self._bfloat16}"
+        base = f"{self.checkpoint.file_id} bf16={self._bfloat16}"
         budget = int(config.prefix_cache_gb * 1e9) // kinds  # each masking has a cache of its own
         return PrefixCache.open(config.cache_folder / "prefix", depth, rows, arch.hidden, base, budget)
 

@@ -81,8 +81,8 @@ class RunConfig:
     dropout: float = key("Dropout in trained blocks and the head; frozen blocks have none.", at_least=0, at_most=0.9)
     mask_probability: float = key("Share of word pieces to predict (mlm).", at_least=0.01, at_most=0.9)
     masking: str = key(
-        "`dynamic` masks anew each epoch; `static` has static-maskings fixed ones, one a round in turn, so that the output "
-        "of frozen blocks can be kept where every round trains above them (mlm).",
+        "`dynamic` masks anew each epoch; `static` has static-maskings fixed ones, one a round in turn, so that the "
+        "output of frozen blocks can be kept where every round trains above them (mlm).",
         ("dynamic", "static"),
     )
     static_maskings: int = key("Fixed maskings of each row with masking=static.", at_least=1)

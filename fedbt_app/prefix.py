@@ -2,7 +2,7 @@
 
 A file of float32 hidden states, one (T, H) slab an example, read and written by position, never mapped,
 so that it does not count as the process's memory. Its folder is named after everything the states
-follow from (base weights, number of blocks, the examples' word pieces, number format): a change of any is
+follow from (the base's file, number of blocks, the examples' word pieces, number format): a change of any is
 another cache. Below `budget` bytes it lives until unused for a week; above, there is none.
 """
 
