@@ -8,7 +8,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedbt_app.client import Client
-from fedbt_app.errors import FedBTError
+from fedbt_app.errors import FedBTError, without_folders
 from fedbt_app.messages import capabilities_message, read_request, refusal_message, reply_message
 
 app = ClientApp()
@@ -24,7 +24,7 @@ def answer(message: Message, context: Context, work: Callable[[Client], Message]
         at = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__} at {at.filename.rsplit('/', 1)[-1]}:{at.lineno}"
     logging.getLogger("flwr").error("fedbt: error: %s", reason)
-    return refusal_message(reason, message)
+    return refusal_message(without_folders(reason), message)
 
 
 @app.query()

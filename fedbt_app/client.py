@@ -17,7 +17,7 @@ from fedbt_app.codec import decode
 from fedbt_app.config import RunConfig
 from fedbt_app.costs import ClientCosts, FlopMeter, Stopwatch
 from fedbt_app.device import pick_device, use_bfloat16
-from fedbt_app.errors import FedBTError
+from fedbt_app.errors import FedBTError, without_folders
 from fedbt_app.local_model import Weights, build, model_spec, whole_plan
 from fedbt_app.messages import LACKING, Capabilities, Reply, Request
 from fedbt_app.plan import frozen_prefix
@@ -58,7 +58,7 @@ class Client:
         return Capabilities(
             name=self.name,
             fingerprint=self.checkpoint.fingerprint,
-            base=self.config.model,
+            base=without_folders(self.config.model),
             examples=len(self._data.train),
             heldout=len(self._data.heldout),
             local_depth=self.config.local_depth,

@@ -1,5 +1,12 @@
 """The one exception that is meant for a person."""
 
+import re
+
+
+def without_folders(text: str) -> str:
+    """Shorten absolute paths to their last name: a site's folders are its own business."""
+    return re.sub(r"(?<![\w.])~?/(?:[^\s/:'\"]+/)*(?=[^\s/:'\"])", "", text)
+
 
 class FedBTError(Exception):
     """Something a user can mend: `str(error)` is one line that names the thing and says how.

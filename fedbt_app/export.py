@@ -28,6 +28,8 @@ def export(folder: Path, weights: Weights, card: str) -> Path:
         checkpoint.tokenizer().save_pretrained(scratch)
         (scratch / "README.md").write_text(card, encoding="utf-8")
         scratch.chmod(0o755)
+        for file in scratch.iterdir():
+            file.chmod(0o644)
         if folder.exists():
             shutil.rmtree(folder)
         scratch.rename(folder)

@@ -60,7 +60,7 @@ def run(
         command += ["--run-config", str(overrides)]
         if superlink is None:
             command += ["--federation-config", f"num-supernodes={clients} client-resources-num-cpus=1"]
-        run_id, reason = _stream(command, verbose, show)
+        run_id, reason = _stream(command, [superlink] if superlink else [], verbose, show)
     if run_id is None:
         raise FedBTError(f"Flower did not start the run: {reason or 'see its output with --verbose'}")
     status = _status(run_id, superlink)
@@ -69,7 +69,9 @@ def run(
     return folder if superlink is None else None
 
 
-def _stream(command: list[str], verbose: bool, show: Callable[[str], None]) -> tuple[str | None, str]:
+def _stream(
+    command: list[str], superlink: list[str], verbose: bool, show: Callable[[str], None]
+) -> tuple[str | None, str]:
     environment = os.environ | {KEEP_ENVIRONMENT: "1", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
     beside = Path(sys.executable).parent  # Flower looks for its other commands on the path
     environment |= {
@@ -99,7 +101,8 @@ def _stream(command: list[str], verbose: bool, show: Callable[[str], None]) -> t
     except KeyboardInterrupt:
         process.terminate()
         if run_id is not None:
-            subprocess.run([_flwr(), "stop", run_id], cwd=APP_DIR, capture_output=True, check=False)
+            stop = [_flwr(), "stop", run_id, *superlink]
+            subprocess.run(stop, cwd=APP_DIR, env=environment, capture_output=True, check=False)
         raise FedBTError("interrupted: the run was stopped") from None
     process.wait()
     return run_id, reason or ("" if run_id else tail)

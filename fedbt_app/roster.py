@@ -54,6 +54,24 @@ class Roster:
     refusals: list[Refusal] = field(default_factory=list)
     _refused_nodes: set[int] = field(default_factory=set)
 
+    def gather(self, grid: Grid, lineage: str, labels: tuple[str, ...], cost: Ledger) -> None:
+        """Wait for `min-clients` nodes and query them, again where none could be reached, until `round-timeout`.
+
+        Raises
+        ------
+        FedBTError
+            When too few connect, or none can take part, with the clients' own reasons.
+        """
+        deadline = time.monotonic() + self._config.round_timeout
+        self.wait_for_clients(grid)
+        self.query(grid, lineage, labels, cost, 0)
+        while not self.participants and time.monotonic() < deadline and set(grid.get_node_ids()) - self._refused_nodes:
+            time.sleep(NODE_POLL_SECONDS)
+            self.query(grid, lineage, labels, cost, 0)
+        if not self.participants:
+            reasons = "; ".join(dict.fromkeys(refusal.reason for refusal in self.refusals)) or "nobody answered"
+            raise FedBTError(f"no client can take part: {reasons}")
+
     def wait_for_clients(self, grid: Grid) -> None:
         """Wait until `min-clients` nodes are connected."""
         deadline, told = time.monotonic() + self._config.round_timeout, False
@@ -79,10 +97,11 @@ class Roster:
         for node, message in exchange.replies():
             try:
                 if not message.has_error():
+                    self._refused_nodes.add(node)  # unless it is accepted; a node that cannot be reached is asked again
                     cost.first_contact_bytes += serialised_bytes(message)
                 self._accept(node, read_capabilities(message), labels, connected)
+                self._refused_nodes.discard(node)
             except FedBTError as error:
-                self._refused_nodes.add(node)
                 self.refuse(round_, f"node {node}", str(error))
         for node in exchange.silent:
             self.refuse(round_, f"node {node}", "did not answer the query in time")
@@ -110,12 +129,6 @@ class Roster:
             "fedbt: %s joins: %d examples, %d held out, on %s",
             *(capabilities.name, capabilities.examples, capabilities.heldout, capabilities.device),
         )
-
-    def require_participants(self) -> None:
-        """Raise when the query left nobody, with the clients' own reasons."""
-        if not self.participants:
-            reasons = "; ".join(dict.fromkeys(refusal.reason for refusal in self.refusals)) or "nobody answered"
-            raise FedBTError(f"no client can take part: {reasons}")
 
     def chosen(self, round_: int) -> list[Participant]:
         """Choose this round's clients, by name and seed: the same in every run."""

@@ -89,9 +89,7 @@ class FedBT:
         FedBTError
             When too few clients connect, none is accepted, or every client of a round failed.
         """
-        self.roster.wait_for_clients(grid)
-        self._query(grid, 0)
-        self.roster.require_participants()
+        self.roster.gather(grid, self.lineage, self.labels, self.outcome.cost)
         self.labels = self.labels or merge_labels(
             self.config.task, (one.capabilities.label_counts for one in self.roster.participants.values())
         )
@@ -101,12 +99,9 @@ class FedBT:
         self.initial = self._evaluate(self)
         log.info("fedbt: before training: %s", _shown(self.initial))
         for round_ in range(1, self.config.num_rounds + 1):
-            self._query(grid, round_)
+            self.roster.query(grid, self.lineage, self.labels, self.outcome.cost, round_)  # newcomers
             self._round(grid, round_)
         return self.outcome
-
-    def _query(self, grid: Grid, round_: int) -> None:
-        self.roster.query(grid, self.lineage, self.labels, self.outcome.cost, round_)
 
     # -- a round ----------------------------------------------------------------------------------
 
