@@ -7,6 +7,7 @@ parameter pool and the tokenised-data cache.
 import zlib
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ class Client:
         rows, collator = self._data.train.to_list(), self._collator(request)
         if config.task == "mlm" and config.masking == "static":
             rows = mask_once(collator, rows, [*seed[:2], plan.round % config.static_maskings])
-        cache = self._prefix_cache(rows)
+        cache = self._prefix_cache(rows, pool.folder / "prefix")
         result = train.run(local, rows, collator, settings, meter, seed, cache)
         if cache:
             cache.close()
@@ -126,7 +127,7 @@ class Client:
     def _bfloat16(self) -> bool:
         return use_bfloat16(self.config.precision, self.device)
 
-    def _prefix_cache(self, rows: list[dict[str, Any]]) -> PrefixCache | None:
+    def _prefix_cache(self, rows: list[dict[str, Any]], folder: Path) -> PrefixCache | None:
         """Open the cache for the blocks that no round of this run trains; rows masked anew each time have none."""
         config, arch = self.config, self.checkpoint.architecture
         kinds = config.static_maskings if config.task == "mlm" else 1
@@ -135,7 +136,7 @@ class Client:
         depth = frozen_prefix(config.method, config.task, arch.depth, config.local_depth, config.num_rounds)
         base = f"{self.checkpoint.file_id} bf16={self._bfloat16}"
         budget = int(config.prefix_cache_gb * 1e9) // kinds  # each masking has a cache of its own
-        return PrefixCache.open(config.cache_folder / "prefix", depth, rows, arch.hidden, base, budget)
+        return PrefixCache.open(folder, depth, rows, arch.hidden, base, budget)
 
     def _pool(self, request: Request) -> ParameterPool:
         return ParameterPool(self.config.pool_folder, request.sync.lineage, self.name)

@@ -1,15 +1,14 @@
 """The frozen-prefix cache: what the blocks below every trained one give for each example, computed once.
 
 A file of float32 hidden states, one (T, H) slab an example, read and written by position, never mapped,
-so that it does not count as the process's memory. Its folder is named after everything the states
-follow from (the base's file, number of blocks, the examples' word pieces, number format): a change of any is
-another cache. Below `budget` bytes it lives until unused for a week; above, there is none.
+so that it does not count as the process's memory. Its folder is named after what the states follow from
+(the base's file, number of blocks, the examples' word pieces, number format): a change of any is another
+cache. It lies in the folder of the run's parameter pool and goes with it: what an earlier run computed is
+computed again, so that a run's FLOPs are its own.
 """
 
 import hashlib
 import os
-import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import torch
 
 from fedbt_app.tasks import Batch
 
-UNUSED_SECONDS = 7 * 24 * 3600
 _STATES, _FILLED = "states.f32", "filled.npy"
 
 
@@ -39,7 +37,6 @@ class PrefixCache:
         self._offsets = np.concatenate([[0], np.cumsum(self._lengths)])
         self.nbytes = int(self._offsets[-1]) * hidden * 4
         folder.mkdir(parents=True, exist_ok=True)
-        os.utime(folder)
         self._file = os.open(folder / _STATES, os.O_RDWR | os.O_CREAT)
         os.ftruncate(self._file, self.nbytes)
         self._filled = self._read_filled()
@@ -58,7 +55,6 @@ class PrefixCache:
         key = hashlib.sha256(f"{base} {depth} {hidden}".encode())
         for row in rows:
             key.update(np.asarray(row["input_ids"], dtype=np.int32).tobytes() + b"|")
-        _drop_unused(root)
         return cls(root / key.hexdigest(), depth, lengths, hidden)
 
     def read(self, batch: Batch) -> torch.Tensor | None:
@@ -100,9 +96,3 @@ class PrefixCache:
             return np.zeros(len(self._lengths), dtype=bool)
         whole = filled.dtype == bool and filled.shape == self._lengths.shape
         return filled if whole else np.zeros(len(self._lengths), dtype=bool)
-
-
-def _drop_unused(root: Path) -> None:
-    for folder in root.iterdir() if root.is_dir() else ():
-        if folder.is_dir() and time.time() - folder.stat().st_mtime > UNUSED_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
