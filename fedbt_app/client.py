@@ -73,7 +73,8 @@ class Client:
         if request.plan is None:
             raise FedBTError("the server asked for training without a plan: update FedBT on both sides")
         config, plan, watch, meter = self.config, request.plan, Stopwatch(self.device), FlopMeter()
-        pool, weights = self._pool(request), self._weights(request)
+        pool = self._pool(request)
+        weights = Weights(self.checkpoint, pool.tensors, model_spec(config, request.labels))
         held = synchronise(pool, weights, request)
         if held != request.sync.expected:
             return Reply(LACKING, held=held)
@@ -110,8 +111,9 @@ class Client:
 
     def evaluate(self, request: Request) -> Reply:
         """Bring the pool up to date and evaluate the whole global model on the held-out rows."""
-        watch = Stopwatch(self.device)
-        pool, weights = self._pool(request), self._weights(request)
+        config, watch = self.config, Stopwatch(self.device)
+        pool = self._pool(request)
+        weights = Weights(self.checkpoint, pool.tensors, model_spec(config, request.labels))
         held = synchronise(pool, weights, request)
         if held != request.sync.expected:
             return Reply(LACKING, held=held)
@@ -119,7 +121,7 @@ class Client:
         metrics: dict[str, float] = {}
         if rows:
             local = build(weights, whole_plan(weights), self.device, self._bfloat16)
-            metrics = train.evaluate(local, rows, self._collator(request), self.config.batch_size)
+            metrics = train.evaluate(local, rows, self._collator(request), config.batch_size)
         costs = ClientCosts(seconds=watch.seconds, peak_memory_bytes=watch.peak_memory_bytes)
         return Reply(held=held, examples=len(rows), metrics=metrics, costs=costs)
 
@@ -140,9 +142,6 @@ class Client:
 
     def _pool(self, request: Request) -> ParameterPool:
         return ParameterPool(self.config.pool_folder, request.sync.lineage, self.name)
-
-    def _weights(self, request: Request) -> Weights:
-        return Weights(self.checkpoint, self._pool(request).tensors, model_spec(self.config, request.labels))
 
     def _collator(self, request: Request) -> Collator:
         config = self.config

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 COMPARISON_HEAD = ["", "method", "task\nmodel", "rounds", "test\nscore", "TFLOP", "uplink\nMB", "downlink\nMB"]
-COMPARISON_HEAD += ["client\nseconds", "peak\nmemory", "FLOPs /\nstock full"]
+COMPARISON_HEAD += ["client\nseconds", "peak\nmemory", "FLOPs /\nreference"]
 
 
 def print_result(report: Mapping[str, Any], console: "Console | None" = None) -> None:

@@ -182,8 +182,7 @@ def read_reply(message: Message) -> Reply:
     FedBTError
         When the node failed, or sent something that is not a reply of FedBT.
     """
-    if message.has_error():
-        raise FedBTError(f"no answer from the node ({_one_line(message.error.reason or 'reason unknown')})")
+    _refuse_errors(message)
     return _checked("the client's reply", lambda: _read_reply(message.content))
 
 
@@ -227,8 +226,7 @@ def refusal_message(error: str, message: Message) -> Message:
 
 def read_capabilities(message: Message) -> Capabilities:
     """Read the answer to a query; FedBTError when the client failed or refused."""
-    if message.has_error():
-        raise FedBTError(read_reply(message).error)
+    _refuse_errors(message)
     return _checked("the client's answer to the query", lambda: _read_capabilities(message.content))
 
 
@@ -289,6 +287,12 @@ def _read_states(record: Mapping[str, Any]) -> dict[str, PartState]:
         version, digest = json.loads(text)
         states[part] = PartState(_count(version), _of_type(digest, str))
     return states
+
+
+def _refuse_errors(message: Message) -> None:
+    """Raise for an answer that Flower made because the node gave none."""
+    if message.has_error():
+        raise FedBTError(f"no answer from the node ({_one_line(message.error.reason or 'reason unknown')})")
 
 
 def _checked(what: str, read: Callable[[], T]) -> T:

@@ -19,6 +19,10 @@ from fedbt_app.formats import (
 from fedbt_app.tasks import PRIMARY_METRIC
 
 TRAFFIC = ("uplink_bytes", "downlink_bytes", "first_contact_bytes", "catch_up_bytes", "evaluation_bytes")
+AGAINST = {
+    "predicted": "the stock training step (predicted)",
+    "measured": "a measured run, which takes this app's own step",
+}
 PAGE_TEXT = """\
 # FedBT run: {task} with {method}
 
@@ -38,7 +42,7 @@ PAGE_TEXT = """\
 
 Uplink and downlink are the serialised bytes of the training rounds, summed over clients and rounds. First
 contact, catch-up and evaluation are booked apart, so that every byte is counted once; together: {traffic}.
-The ratio is against the stock training step of the full model; the ratio with the same optimisations is against
+The ratio of compute is against {against}; the ratio with the same optimisations is against
 full-model training that saves the same work as this run does{same}. Memory is the largest of any client.
 {cached}
 
@@ -70,6 +74,7 @@ def render(report: Mapping[str, Any], images: Iterable[Path]) -> str:
         scores=scores,
         costs=_markdown(cost_head(report), cost_rows(report)),
         traffic=format_bytes(sum(report["cost"][name] for name in TRAFFIC)),
+        against=AGAINST[report["reference"]["source"]],
         cached=_cached(report["cost"]),
         same="" if same is None else f", {format_flops(same)}",
         images="\n\n".join(f"![{image.stem}]({image.name})" for image in images),
@@ -98,7 +103,9 @@ def _summary(report: Mapping[str, Any], primary: str) -> str:
         text += f" On the central test set the {score_label(primary)} went from {before} to {after}."
     stock, uplink = (format_ratio(report["ratio"][name]) for name in ("train_flops", "uplink_bytes"))
     same = format_ratio(report["ratio_same_optimisations"]["train_flops"])
-    text += f" Against full-model FedAvg, training took {stock} of the compute of the stock step"
+    text += (
+        f" Against full-model FedAvg, training took {stock} of the compute of {AGAINST[report['reference']['source']]}"
+    )
     return text + f" ({same} of full-model training with the same optimisations) and {uplink} of the uplink."
 
 

@@ -27,7 +27,6 @@ class Participant:
     node: int
     capabilities: Capabilities
     held: dict[str, PartState]
-    contacted: bool = False  # it has been sent the tensors that the base lacks
 
     @property
     def name(self) -> str:
@@ -104,6 +103,7 @@ class Roster:
             except FedBTError as error:
                 self.refuse(round_, f"node {node}", str(error))
         for node in exchange.silent:
+            self._refused_nodes.add(node)  # asked again, it would hold up every round as long
             self.refuse(round_, f"node {node}", "did not answer the query in time")
 
     def _accept(self, node: int, capabilities: Capabilities, labels: tuple[str, ...], connected: set[int]) -> None:

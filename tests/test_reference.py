@@ -1,0 +1,37 @@
+"""A measured reference: the costs of a finished full-model run stand in for the predicted ones."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import LocalGrid, simulated
+
+import server_app
+from fedbt_app.config import RunConfig
+from fedbt_app.errors import FedBTError
+
+
+def run(values: dict[str, Any]) -> dict[str, Any]:
+    return server_app.run(LocalGrid(values, simulated(2)), RunConfig.load(values))
+
+
+def test_ratios_are_against_the_named_run_and_the_page_says_so(
+    settings: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    full = run(settings(method="full", output_dir=str(tmp_path / "full")))
+    own = run(settings(reference=str(tmp_path / "full"), output_dir=str(tmp_path / "own")))
+    assert own["reference"]["source"] == "measured"
+    for name in ("train_flops", "uplink_bytes", "downlink_bytes", "client_seconds", "peak_memory_bytes"):
+        assert own["reference"][name] == full["cost"][name]
+    assert own["ratio"]["train_flops"] == own["cost"]["train_flops"] / full["cost"]["train_flops"]
+    assert "a measured run" in (tmp_path / "own" / "report.md").read_text()
+    assert "stock training step" in (tmp_path / "full" / "report.md").read_text()
+
+
+def test_a_run_that_is_not_alike_is_refused_as_reference(
+    settings: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    run(settings(method="head", output_dir=str(tmp_path / "head")))
+    with pytest.raises(FedBTError, match="has method 'head', not 'full'"):
+        run(settings(reference=str(tmp_path / "head"), output_dir=str(tmp_path / "own")))
