@@ -2,7 +2,6 @@
 
 import logging
 import platform
-from collections import Counter
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -42,7 +41,9 @@ def run(grid: Grid, config: RunConfig) -> dict[str, Any]:
     measured = _measured_reference(config)
     checkpoint = Checkpoint(find_model(config.model))
     test = TestSet(config, checkpoint)
-    strategy = FedBT(config, checkpoint, test.evaluate, lambda entry: report.append_round(folder, entry))
+    strategy = FedBT(
+        config, checkpoint, test.evaluate, lambda entry: report.append_round(folder, entry), test.label_counts
+    )
     outcome = strategy.start(grid)
     record = report.RunRecord(
         method=config.method,
@@ -114,15 +115,17 @@ class TestSet:
         self._config, self._checkpoint = config, checkpoint
         self._device = pick_device(config.device)
         self.rows: list[dict[str, Any]] = []
+        self.label_counts: dict[str, int] = {}
         if config.dataset != NO_DATA:
-            self.rows = data.test_data(config, checkpoint.tokenizer, checkpoint.tokenizer_id).to_list()
+            examples = data.test_data(config, checkpoint.tokenizer, checkpoint.tokenizer_id)
+            self.rows, self.label_counts = examples.to_list(), data.label_counts(config.task, [examples])
 
     @property
     def majority(self) -> float | None:
         """Accuracy of always answering the most frequent class."""
         if self._config.task != "classification" or not self.rows:
             return None
-        return majority_score(Counter(row["label"] for row in self.rows))
+        return majority_score(self.label_counts)
 
     def evaluate(self, strategy: FedBT) -> dict[str, float]:
         """Return the metrics of the strategy's global model; none without a test set."""

@@ -23,14 +23,15 @@ def machine() -> Row:
     return {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": cpu}
 
 
-def store(path: Path, rows: list[Row]) -> None:
-    """Write the rows in place of those about the same; all others in the file stay."""
-
-    def about(row: Row) -> tuple[Any, ...]:
-        return tuple(row[name] for name in KEYS)
-
+def load(path: Path, keys: Sequence[str] = KEYS) -> dict[tuple[Any, ...], Row]:
+    """Return the stored rows by what each is about; none if there is no file."""
     there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    merged = {about(row): row for row in [*there, *rows]}
+    return {tuple(row[name] for name in keys): row for row in there}
+
+
+def store(path: Path, rows: Sequence[Row], keys: Sequence[str] = KEYS) -> None:
+    """Write the rows in place of those about the same; all others in the file stay."""
+    merged = load(path, keys) | {tuple(row[name] for name in keys): row for row in rows}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(list(merged.values()), indent=1) + "\n", encoding="utf-8")

@@ -47,7 +47,8 @@ class RunConfig:
     tokens_column: str = key("Column with the list of words (ner).")
     tags_column: str = key("Column with the BIO tags, one a word (ner).")
     labels: str = key(
-        "Comma-separated label names, in order (ner: the tags, `O,B-x,I-x`); empty merges what the clients report."
+        "Comma-separated label names, in order (ner: the tags, `O,B-x,I-x`); empty merges what the clients report and "
+        "the central test set has."
     )
     max_length: int = key("Longest sequence in word pieces, [CLS] and [SEP] included.", at_least=8, at_most=512)
     max_train_examples: int = key("Use at most so many training rows (seeded choice); 0 for all.", at_least=0)

@@ -84,7 +84,7 @@ def client_data(
         made = _tokenise(config, tokenizer(), {"train": train, "heldout": heldout})
         if not length(made["train"]):
             raise FedBTError(f"dataset={config.dataset} leaves nothing to train on: give this client more rows")
-        return made, _label_counts(config.task, made.values())
+        return made, label_counts(config.task, made.values())
 
     splits, counts = cached(config, _CLIENT_KEYS, ["client", partition], tokenizer_id, build)
     return ClientData(splits["train"], splits["heldout"], counts)
@@ -218,7 +218,8 @@ def _encode_mlm(config: RunConfig, tokenizer: "PreTrainedTokenizerFast", rows: C
     return {"input_ids": [[first, *chunk, last] for chunk in chunks]}
 
 
-def _label_counts(task: str, splits: Iterable[Columns]) -> dict[str, int]:
+def label_counts(task: str, splits: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Count the labels in examples (ner: the tags of words); none for mlm."""
     counts: Counter[str] = Counter()
     for split in splits:
         if task == "classification":

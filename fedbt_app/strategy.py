@@ -9,7 +9,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Message, MessageType
@@ -61,6 +61,7 @@ class FedBT:
     ----------
     evaluate : called with the global state after each round; returns metrics on the central test set
     on_round : called with each finished round
+    test_labels : names in the central test set: outputs for those too, though no client may have any
     """
 
     def __init__(
@@ -69,12 +70,13 @@ class FedBT:
         checkpoint: Checkpoint,
         evaluate: Callable[["FedBT"], dict[str, float]],
         on_round: Callable[[RoundEntry], None],
+        test_labels: Iterable[str] = (),
     ) -> None:
         positions = checkpoint.architecture.positions
         if config.max_length > positions:
             raise FedBTError(f"max-length={config.max_length} but {config.model} has {positions} positions: lower it")
         self.config, self.checkpoint = config, checkpoint
-        self._evaluate, self._on_round = evaluate, on_round
+        self._evaluate, self._on_round, self._test_labels = evaluate, on_round, list(test_labels)
         self.lineage = uuid.uuid4().hex
         self.roster = Roster(config, checkpoint)
         self.labels: tuple[str, ...] = config.label_names
@@ -90,9 +92,8 @@ class FedBT:
             When too few clients connect, none is accepted, or every client of a round failed.
         """
         self.roster.gather(grid, self.lineage, self.labels, self.outcome.cost)
-        self.labels = self.labels or merge_labels(
-            self.config.task, (one.capabilities.label_counts for one in self.roster.participants.values())
-        )
+        reported = [one.capabilities.label_counts for one in self.roster.participants.values()]
+        self.labels = self.labels or merge_labels(self.config.task, [*reported, self._test_labels])
         self.state = GlobalState(self.checkpoint, self.config.codec)
         self.weights = Weights(self.checkpoint, self.state.tensors, model_spec(self.config, self.labels))
         self._introduce(HEAD)

@@ -11,11 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Context, Message, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import Message
+from local_grid import LocalGrid
 
 from fedbt_app.blocks import EMBEDDINGS, HEAD, block_part
 from fedbt_app.checkpoint import Checkpoint
@@ -118,20 +115,10 @@ def config(settings: Callable[..., dict[str, Any]]) -> Callable[..., RunConfig]:
     return lambda **changes: RunConfig.load(settings(**changes))
 
 
-def over_the_wire(message: Message) -> Message:
-    """Return `message` as the other side gets it: serialised by Flower, and read back."""
-    contents = {name: item.deflate() for name, item in get_all_nested_objects(message).items()}
-    arrived = inflate_object_from_contents(message.object_id, contents)
-    assert isinstance(arrived, Message)
-    arrived.metadata.__dict__["_message_id"] = message.object_id
-    return arrived
+class RecordingGrid(LocalGrid):
+    """Keeps all messages in order in `sent` and `received`.
 
-
-class LocalGrid(Grid):
-    """Answers messages by calling the client app here and now; `nodes` maps node id to node config.
-
-    Every message goes through Flower's serialisation. `tamper(node, message)` may replace a reply, or
-    return None to lose it. `sent` and `received` keep all messages in order.
+    `tamper(node, message)` may replace a reply, or return None to lose it.
     """
 
     def __init__(
@@ -140,54 +127,21 @@ class LocalGrid(Grid):
         nodes: dict[int, dict[str, Any]],
         tamper: Callable[[int, Message], Message | None] = lambda node, reply: reply,
     ) -> None:
-        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
-        self.run_config, self.nodes, self.tamper = run_config, nodes, tamper
+        super().__init__(run_config, nodes)
+        self.tamper = tamper
         self.sent: list[Message] = []
         self.received: list[Message] = []
-        self._replies: dict[str, Message] = {}
-
-    def set_run(self, run: Any) -> None:
-        raise AssertionError("not used")
-
-    @property
-    def run(self) -> Any:
-        raise AssertionError("not used")
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        raise AssertionError("not used")
-
-    def send_and_receive(self, *args: Any, **kwargs: Any) -> Iterable[Message]:
-        raise AssertionError("holds every reply in memory: use push and pull")
-
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self.nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        from client_app import app
-
-        identifiers = []
-        for message in messages:
-            message.metadata.__dict__["_message_id"] = message.object_id
-            node = message.metadata.dst_node_id
-            self.sent.append(message)
-            identifiers.append(message.object_id)
-            if node not in self.nodes:  # it is gone: nobody answers
-                continue
-            context = Context(1, node, self.nodes[node], RecordDict(), self.run_config)
-            reply = self.tamper(node, app(over_the_wire(message), context))
-            if reply is not None:
-                reply = over_the_wire(reply)
-                self.received.append(reply)
-                self._replies[message.object_id] = reply
+        messages = list(messages)
+        identifiers = list(super().push_messages(messages))
+        self.sent += messages
+        self.received += [self._replies[name] for name in identifiers if name in self._replies]
         return identifiers
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return [self._replies.pop(name) for name in list(message_ids) if name in self._replies]
-
-
-def simulated(count: int, **extra: Any) -> dict[int, dict[str, Any]]:
-    """Return the node configs of `count` simulated clients."""
-    return {10 + index: {"partition-id": index, "num-partitions": count, **extra} for index in range(count)}
+    def answer(self, node: int, message: Message) -> Message | None:
+        reply = super().answer(node, message)
+        return None if reply is None else self.tamper(node, reply)
 
 
 @dataclass
@@ -195,7 +149,7 @@ class Federated:
     """A run without central test set, report and export: the strategy alone."""
 
     strategy: FedBT
-    grid: LocalGrid
+    grid: RecordingGrid
     outcome: Outcome
 
     @property
@@ -222,7 +176,7 @@ def federate(
     tamper: Callable[[int, Message], Message | None] = lambda node, reply: reply,
 ) -> Federated:
     """Run the strategy with the configuration `values` (dashed keys)."""
-    config, grid = RunConfig.load(values), LocalGrid(values, nodes, tamper)
+    config, grid = RunConfig.load(values), RecordingGrid(values, nodes, tamper)
     strategy = FedBT(config, Checkpoint(Path(config.model)), lambda strategy: {}, lambda entry: None)
     return Federated(strategy, grid, strategy.start(grid))
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import LocalGrid, federate, simulated
+from conftest import federate
+from local_grid import LocalGrid, simulated
 from safetensors.torch import load_file
 
 import server_app

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import over_the_wire
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import push_objects
 from flwr.supercore.task_identity import TaskIdentity
+from local_grid import over_the_wire
 
 from fedbt_app.codec import Encoded, encode
 from fedbt_app.costs import ClientCosts

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LocalGrid, simulated
+from local_grid import LocalGrid, simulated
 
 import server_app
 from fedbt_app.config import RunConfig

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import Federated, LocalGrid, federate, over_the_wire, simulated
+from conftest import Federated, RecordingGrid, federate
 from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord
+from local_grid import over_the_wire, simulated
 
 import server_app
 from fedbt_app import data, forward, train
@@ -671,7 +672,7 @@ def test_when_every_client_failed_the_run_stops_with_the_reason_and_leaves_no_re
         return reply
 
     with pytest.raises(FedBTError, match=r"round 2: every client failed: disk 1\d full"):
-        server_app.run(LocalGrid(values, simulated(3), fail), RunConfig.load(values))
+        server_app.run(RecordingGrid(values, simulated(3), fail), RunConfig.load(values))
     folder = Path(values["output-dir"])
     assert not (folder / "report.json").exists()
     assert not (folder / "model").exists()

@@ -1,0 +1,215 @@
+"""What each codec costs and what it does to a run, on the deltas of real training.
+
+For both scenarios and each seed: a whole run with float32, whose first client's deltas are kept; whole runs with
+the lossy codecs; then, alone on the machine and on one thread, every codec on the kept deltas. Writes
+benchmarks/results/codec.json after each step; what is there already is not done again without --force.
+"""
+
+import argparse
+import math
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import tables
+import torch
+from federation import Run, do, run_all
+from flwr.app import Message, MessageType
+from local_grid import LocalGrid
+from safetensors.torch import load_file, save_file
+from tables import Row
+
+from fedbt_app.checkpoint import Checkpoint, find_model
+from fedbt_app.codec import CODECS, decode, encode
+from fedbt_app.config import EMBEDDED, RunConfig
+from fedbt_app.errors import without_folders
+from fedbt_app.messages import read_reply, read_request
+
+KEYS = ("scenario", "codec", "seed")
+DELTAS = "deltas"
+METRICS = {"classification": "accuracy", "mlm": "loss"}
+WHOLE_RUNS = ("float32", "int8", "int4", "int2")  # `+zstd` changes no value, and so no run
+ROUNDS, REPETITIONS = 10, 5
+SETTINGS: dict[str, dict[str, Any]] = {
+    "classification": {"max-train-examples": 1200, "max-test-examples": 600, "max-length": 128},
+    "mlm": {
+        "max-train-examples": 500,
+        "max-test-examples": 200,
+        "max-length": 64,
+        "local-depth": 6,
+        "dropout": 0.0,
+    },
+}
+
+
+def main() -> None:
+    """Parse the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--classification", default=EMBEDDED, help="data set to fine-tune on")
+    parser.add_argument("--mlm", default=EMBEDDED, help="data set to pre-train on")
+    parser.add_argument("--mlm-model", default=EMBEDDED, help="base model of the pre-training")
+    parser.add_argument("--scenarios", nargs="+", choices=METRICS, default=list(METRICS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--codecs", nargs="+", choices=CODECS, default=list(WHOLE_RUNS), help="codecs of whole runs")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path("runs/codec-benchmark"), help="folder for runs and deltas")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/codec.json"))
+    parser.add_argument("--force", action="store_true", help="measure again what is there")
+    options = parser.parse_args()
+    rows = {} if options.force else tables.load(options.output, KEYS)
+    runs = [
+        _run(options, scenario, codec, seed)
+        for seed in options.seeds
+        for scenario in options.scenarios
+        for codec in dict.fromkeys(["float32", *options.codecs])
+        if rows.get((scenario, codec, seed), {}).get("final") is None
+    ]
+    for count, (run, report) in enumerate(run_all(runs, options.processes, _do), 1):
+        tables.store(options.output, [tables.load(options.output, KEYS).get(run.key, {}) | _outcome(run, report)], KEYS)
+        print(f"{count} of {len(runs)}: {run.key}: {report['final']}", file=sys.stderr)
+    for scenario, seed in ((scenario, seed) for scenario in options.scenarios for seed in options.seeds):
+        folder = _run(options, scenario, "float32", seed).folder / DELTAS
+        if folder.is_dir():  # kept by the run above, or by an earlier one
+            done = tables.load(options.output, KEYS)
+            measured = _measure(folder, scenario, seed)
+            tables.store(options.output, [done.get(_key(row), {}) | row for row in measured], KEYS)
+    print_table(list(tables.load(options.output, KEYS).values()))
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in KEYS)
+
+
+# Whole runs ---------------------------------------------------------------------------------------------------
+
+
+def _run(options: argparse.Namespace, scenario: str, codec: str, seed: int) -> Run:
+    values = SETTINGS[scenario] | {"task": scenario, "codec": codec, "seed": seed, "num-rounds": ROUNDS}
+    values |= {"partitioner": "iid", "client-evaluation": "never"}
+    values["dataset"] = _path(options.classification if scenario == "classification" else options.mlm)
+    if scenario == "mlm":
+        values["model"] = _path(options.mlm_model)
+    return Run((scenario, codec, seed), values, options.work.resolve() / f"{scenario}-{codec}-{seed}")
+
+
+def _path(name: str) -> str:
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
+class _KeepingGrid(LocalGrid):
+    """Keeps what the first client sends in each round, under the run's output folder."""
+
+    def answer(self, node: int, message: Message) -> Message | None:
+        reply = super().answer(node, message)
+        if reply is not None and node == min(self.nodes) and message.metadata.message_type == MessageType.TRAIN:
+            config, labels = RunConfig.load(self.run_config), read_request(message).labels
+            arch = Checkpoint(find_model(config.model)).architecture
+            tensors = {}
+            for part, sent in (read_reply(reply).deltas or {}).items():
+                tensors |= decode(sent.arrays, sent.header, arch.part(part, config.task, len(labels), 0))
+            folder = Path(config.output_dir) / DELTAS
+            folder.mkdir(exist_ok=True)
+            save_file(tensors, folder / f"{int(message.metadata.group_id):02}.safetensors")
+        return reply
+
+
+def _do(run: Run) -> dict[str, Any]:
+    report = do(run, _KeepingGrid if run.values["codec"] == "float32" else LocalGrid)
+    shutil.rmtree(run.folder / "model")
+    return report
+
+
+def _outcome(run: Run, report: dict[str, Any]) -> Row:
+    """Return the row of a whole run: its metric on the central test set, and its bytes."""
+    scenario, codec, seed = run.key
+    metric = METRICS[scenario]
+    return {
+        "scenario": scenario,
+        "codec": codec,
+        "seed": seed,
+        "metric": metric,
+        "initial": report["initial"][metric],
+        "final": report["final"][metric],
+        "rounds": len(report["rounds"]),
+        "data": without_folders(run.values["dataset"]),
+        "model": without_folders(report["model"]),
+        "uplink_bytes": report["cost"]["uplink_bytes"],
+        "downlink_bytes": report["cost"]["downlink_bytes"],
+        "ratio_uplink": report["ratio"]["uplink_bytes"],
+        "ratio_downlink": report["ratio"]["downlink_bytes"],
+    }
+
+
+# Codecs on the kept deltas ------------------------------------------------------------------------------------
+
+
+def _measure(folder: Path, scenario: str, seed: int) -> list[Row]:
+    """Measure all codecs on every round's deltas; medians over interleaved repetitions, sums over rounds."""
+    torch.set_num_threads(1)
+    rounds = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
+    shapes = [{name: tuple(value.shape) for name, value in deltas.items()} for deltas in rounds]
+    megabytes = sum(value.nbytes for deltas in rounds for value in deltas.values()) / 1e6
+    seconds: dict[str, list[tuple[float, float]]] = {codec: [] for codec in CODECS}
+    rows = []
+    for repetition in range(REPETITIONS + 1):  # the first warms up, and is looked at
+        for codec in CODECS:
+            began = time.perf_counter()
+            sent = [encode(deltas, codec) for deltas in rounds]
+            middle = time.perf_counter()
+            received = [decode(one.arrays, one.header, shape) for one, shape in zip(sent, shapes, strict=True)]
+            ended = time.perf_counter()
+            if repetition:
+                seconds[codec].append((middle - began, ended - middle))
+                continue
+            size = sum(one.nbytes + len(one.header) for one in sent)
+            rows.append(
+                {
+                    "scenario": scenario,
+                    "codec": codec,
+                    "seed": seed,
+                    "bits_per_parameter": 8 * size / (megabytes * 1e6 / 4),
+                    "relative_error": _relative_error(rounds, received),
+                }
+            )
+    for row in rows:
+        for index, name in enumerate(("encode_mb_per_s", "decode_mb_per_s")):
+            row[name] = megabytes / statistics.median(pair[index] for pair in seconds[row["codec"]])
+    return [row | tables.machine() for row in rows]
+
+
+def _relative_error(rounds: list[dict[str, torch.Tensor]], received: list[dict[str, torch.Tensor]]) -> float:
+    """Return ||received - sent|| / ||sent|| over all tensors of all rounds."""
+    error = sum(float((theirs[name] - value).square().sum()) for own, theirs in zip(rounds, received, strict=True)
+                for name, value in own.items())  # fmt: skip
+    return math.sqrt(error / sum(float(value.square().sum()) for own in rounds for value in own.values()))
+
+
+# The table ----------------------------------------------------------------------------------------------------
+
+
+def print_table(rows: list[Row]) -> None:
+    """Print means over seeds, as docs/methods.md shows them."""
+    print("| scenario | codec | bits/parameter | relative error | encode MB/s | decode MB/s | final, mean (spread) |")
+    print("|---|---|---|---|---|---|---|")
+    for scenario in METRICS:
+        for codec in CODECS:
+            own = [row for row in rows if (row["scenario"], row["codec"]) == (scenario, codec)]
+            if not own:
+                continue
+            finals = [row["final"] for row in own if row.get("final") is not None]
+            final = f"{statistics.mean(finals):.4f} ({max(finals) - min(finals):.4f})" if finals else "-"
+
+            def mean(name: str, own: list[Row] = own) -> float:
+                return statistics.mean(row[name] for row in own if name in row)
+
+            print(
+                f"| {scenario} | {codec} | {mean('bits_per_parameter'):.2f} | {mean('relative_error'):.2g} | "
+                f"{mean('encode_mb_per_s'):,.0f} | {mean('decode_mb_per_s'):,.0f} | {final} |"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Whole runs of the product for benchmarks: each in a fresh process on one thread, several side by side."""
+
+import logging
+import multiprocessing
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from local_grid import LocalGrid, simulated
+
+import server_app
+from fedbt_app.config import RunConfig, defaults
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run to do: `values` are changes to the default configuration, by dashed keys."""
+
+    key: tuple[Any, ...]
+    values: dict[str, Any]
+    folder: Path
+    clients: int = 4
+
+
+def run_all(
+    runs: list[Run], processes: int, work: Callable[[Run], dict[str, Any]] | None = None
+) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """Do all runs and yield each with its report, as they finish; the first that fails stops the rest."""
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=spawned, max_tasks_per_child=1) as pool:
+        waiting: dict[Future[dict[str, Any]], Run] = {pool.submit(work or do, one): one for one in runs}
+        try:
+            for done in as_completed(waiting):
+                yield waiting[done], done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def do(one: Run, grid: type[LocalGrid] = LocalGrid) -> dict[str, Any]:
+    """Do one run in this process and return its report; the exported model stays, the clients' pools go."""
+    torch.set_num_threads(1)
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    pools = one.folder / "pools"
+    values = defaults() | {"output-dir": str(one.folder), "pool-dir": str(pools)} | one.values
+    try:
+        return server_app.run(grid(values, simulated(one.clients)), RunConfig.load(values))
+    finally:
+        shutil.rmtree(pools, ignore_errors=True)
