@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from variants import SETTINGS
+from variants import SETTINGS, train_round
 from workload import BATCH, LENGTH, Setting, random_rows
 
 from fedbt_app import train
@@ -19,7 +19,7 @@ from fedbt_app.messages import Request, Sync
 from fedbt_app.plan import RoundPlan
 from fedbt_app.pool import ParameterPool
 from fedbt_app.predict import StepShape, full_plan, step_flops
-from fedbt_app.state import GlobalState, by_part, encode_with_feedback
+from fedbt_app.state import GlobalState, encode_with_feedback
 
 STEPS = 16
 PHASES = ("import", "sync", "load", "train", "encode_float32", "encode_int4")
@@ -44,8 +44,8 @@ def measure(setting: Setting, method: str, local_depth: int, scratch: Path, bega
     pool = ParameterPool(scratch / "pool", secrets.token_hex(16), "client")
     rows = random_rows([LENGTH] * STEPS * BATCH)
     request = _request(setting, plan, pool)
-    if method != "full":
-        _fill(setting, plan, scratch, rows)
+    if method != "full":  # the run's first round has filled the cache
+        train_round(setting, plan, rows, scratch / "prefix")
 
     clock = _Clock(seconds)
     weights = Weights(Checkpoint(setting.folder), pool.tensors, setting.weights.spec)
@@ -53,16 +53,14 @@ def measure(setting: Setting, method: str, local_depth: int, scratch: Path, bega
     assert held == request.sync.expected, "the pool did not take the update"
     clock.stop("sync")
     local = build(weights, plan, bfloat16=setting.bfloat16)
-    received = local.snapshot()
     cache = None if method == "full" else setting.open_cache(scratch / "prefix", rows)
     clock.stop("load")
     train.run(local, rows, setting.collator, SETTINGS, FlopMeter(), [0], cache)
     if cache:
         cache.close()
     clock.stop("train")
-    deltas = by_part(local.delta(received))
     for codec in ("float32", "int4"):
-        for part, tensors in deltas.items():
+        for part, tensors in local.deltas(weights):
             _, _, dropped = encode_with_feedback(tensors, pool.residual(part), codec)
             pool.store_residual(part, dropped)
         clock.stop(f"encode_{codec}")
@@ -100,10 +98,3 @@ def _request(setting: Setting, plan: RoundPlan, pool: ParameterPool) -> Request:
         shapes |= weights.shapes(part)
     state.apply({name: 1e-3 * torch.randn(shape) for name, shape in shapes.items()})
     return Request(Sync("", state.updates_for(held), state.states()), setting.labels, plan)
-
-
-def _fill(setting: Setting, plan: RoundPlan, scratch: Path, rows: list[dict[str, Any]]) -> None:
-    """Train a round beforehand, which fills the cache as the run's first round does."""
-    if (cache := setting.open_cache(scratch / "prefix", rows)) is not None:
-        train.run(setting.build(plan), rows, setting.collator, SETTINGS, FlopMeter(), [0], cache)
-        cache.close()

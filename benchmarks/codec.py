@@ -34,9 +34,9 @@ METRICS = {"classification": "accuracy", "mlm": "loss"}
 WHOLE_RUNS = ("float32", "int8", "int4", "int2")  # `+zstd` changes no value, and so no run
 ROUNDS, REPETITIONS = 10, 5
 SETTINGS: dict[str, dict[str, Any]] = {
-    "classification": {"max-train-examples": 1200, "max-test-examples": 600, "max-length": 128},
+    "classification": {"max-train-examples": 1000, "max-test-examples": 400, "max-length": 128},
     "mlm": {
-        "max-train-examples": 500,
+        "max-train-examples": 400,
         "max-test-examples": 200,
         "max-length": 64,
         "local-depth": 6,

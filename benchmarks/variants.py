@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from workload import BATCH, LABELS, LENGTH, ROUNDS, Setting, Work, Workload
 
 from fedbt_app import forward, train
 from fedbt_app.blocks import Architecture
+from fedbt_app.costs import FlopMeter
 from fedbt_app.local_model import LocalModel
 from fedbt_app.plan import RoundPlan
 from fedbt_app.predict import StepShape, default_shape, full_plan, round_costs, step_flops, stock_step_flops
@@ -36,8 +38,8 @@ class Part:
     padded: bool = False
 
 
-def parts(setting: Setting, method: str, local_depth: int, load: Workload, largest: bool = False) -> list[Part]:
-    """Build a method's models and return its steps; `largest` for the plan that needs most memory only."""
+def parts(setting: Setting, method: str, local_depth: int, load: Workload, only: RoundPlan | None = None) -> list[Part]:
+    """Build a method's models and return its steps: those of all FedBT's plans, or of one of them."""
     arch, task, labels = setting.arch, setting.task, len(setting.labels)
     if method == "full-stock":
         predicted = partial(_stock_flops, arch, task, labels)
@@ -47,7 +49,7 @@ def parts(setting: Setting, method: str, local_depth: int, load: Workload, large
     if method == "full-optimised":
         plan = full_plan(arch.depth)
         return [Part(1, _exact_step(setting.build(plan)), partial(step_flops, arch, task, labels, plan))]
-    plans = _largest(setting, local_depth) if largest else _distinct(setting.schedule(local_depth))
+    plans = [(only, 1.0)] if only else _distinct(setting.schedule(local_depth))
     if method == "fedbt-plain":
         models = [(setting.build(plan).module.train(), share) for plan, share in plans]
         return [Part(share, _stock_step(model, setting.bfloat16), padded=True) for model, share in models]
@@ -112,7 +114,7 @@ def _stock_step(model: Any, bfloat16: bool) -> Callable[[Work], None]:
 
 
 def _exact_step(local: LocalModel, cache: PrefixCache | None = None) -> Callable[[Work], None]:
-    optimizer = train._adamw(list(local.trained.values()), SETTINGS)
+    train.Optimizer(local.trained.values(), SETTINGS)  # steps within the backward pass
 
     def run(work: Work) -> None:
         start = None
@@ -121,8 +123,6 @@ def _exact_step(local: LocalModel, cache: PrefixCache | None = None) -> Callable
             assert states is not None, "the cache is filled first"
             start = forward.Prefix(cache.depth, states)
         forward.loss(local, work.batch, start).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
     return run
 
@@ -139,10 +139,19 @@ def _distinct(plans: list[RoundPlan]) -> list[tuple[RoundPlan, float]]:
     return [(same[0], len(same) / len(plans)) for same in kinds.values()]
 
 
-def _largest(setting: Setting, local_depth: int) -> list[tuple[RoundPlan, float]]:
+def train_round(setting: Setting, plan: RoundPlan, rows: list[dict[str, Any]], folder: Path) -> None:
+    """Train one round as a client does, with the frozen-prefix cache in `folder`."""
+    cache = setting.open_cache(folder, rows)
+    train.run(setting.build(plan), rows, setting.collator, SETTINGS, FlopMeter(), [0], cache)
+    if cache:
+        cache.close()
+
+
+def largest(setting: Setting, local_depth: int) -> RoundPlan:
+    """Return the plan of the schedule that needs most memory."""
     shape = default_shape(setting.task, BATCH, LENGTH, setting.collator.mask_probability)
 
     def memory(plan: RoundPlan) -> int:
         return round_costs(setting.arch, setting.task, len(setting.labels), plan, shape).memory_bytes
 
-    return [(max(setting.schedule(local_depth), key=memory), 1.0)]
+    return max(setting.schedule(local_depth), key=memory)

@@ -149,14 +149,17 @@ class Checkpoint:
 class _Safetensors:
     def __init__(self, path: Path) -> None:
         try:
-            self._file = safe_open(str(path), framework="pt")
+            with safe_open(str(path), framework="pt") as file:
+                self.names = list(file.keys())
         except (SafetensorError, OSError, struct.error):
             raise FedBTError(f"{path} is not a whole safetensors file: download it again") from None
         self.path = path
-        self.names = list(self._file.keys())
 
     def read(self, name: str) -> torch.Tensor:
-        return self._file.get_tensor(name)
+        # A tensor is a view of the mapped file. Opened for each, its pages count as this process's memory
+        # only when they are looked at, and go with the tensor instead of with the last one.
+        with safe_open(str(self.path), framework="pt") as file:
+            return file.get_tensor(name)
 
 
 class _TorchFile:

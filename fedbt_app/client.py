@@ -25,7 +25,7 @@ from fedbt_app.plan import frozen_prefix
 from fedbt_app.pool import ParameterPool, PartState, digest
 from fedbt_app.predict import StepShape, full_plan, prefix_flops, step_flops, stock_step_flops
 from fedbt_app.prefix import PrefixCache
-from fedbt_app.state import DELTA, Update, by_part, encode_with_feedback
+from fedbt_app.state import DELTA, Update, encode_with_feedback
 from fedbt_app.tasks import Collator, mask_once, special_tokens
 from fedbt_app.train import TrainResult
 
@@ -79,7 +79,6 @@ class Client:
         if held != request.sync.expected:
             return Reply(LACKING, held=held)
         local = build(weights, plan, self.device, self._bfloat16)
-        received = local.snapshot()
         settings = train.TrainSettings(
             epochs=config.local_epochs,
             batch_size=config.batch_size,
@@ -98,7 +97,7 @@ class Client:
         if cache:
             cache.close()
         encoded = {}
-        for part, deltas in by_part(local.delta(received)).items():
+        for part, deltas in local.deltas(weights):
             encoded[part], _, dropped = encode_with_feedback(deltas, pool.residual(part), config.codec)
             pool.store_residual(part, dropped)
         return Reply(

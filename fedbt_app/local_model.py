@@ -4,13 +4,13 @@
 follow from it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from fedbt_app.blocks import Shapes, adapter_part, at_block, block_part, part_of
+from fedbt_app.blocks import EMBEDDINGS, HEAD, Shapes, adapter_part, at_block, block_part, part_of
 from fedbt_app.checkpoint import Checkpoint
 from fedbt_app.config import RunConfig
 from fedbt_app.errors import FedBTError
@@ -97,9 +97,14 @@ class LocalModel:
         """Copy the trained tensors to the CPU, float32."""
         return {name: value.detach().to("cpu", torch.float32, copy=True) for name, value in self.trained.items()}
 
-    def delta(self, received: Tensors) -> Tensors:
-        """Return trained minus received, float32 on the CPU."""
-        return {name: value - received[name] for name, value in self.snapshot().items()}
+    def deltas(self, weights: Weights) -> Iterator[tuple[str, Tensors]]:
+        """Yield each trained part with its trained minus its received tensors, float32 on the CPU.
+
+        What was received is read from `weights` again, part by part: it does not take memory while training.
+        """
+        for part in self.plan.trained_parts:
+            received = weights.part(part)
+            yield part, {name: self.trained[name].detach().to(CPU, torch.float32) - received[name] for name in received}
 
 
 def model_spec(config: RunConfig, labels: tuple[str, ...]) -> ModelSpec:
@@ -135,10 +140,10 @@ def build(weights: Weights, plan: RoundPlan, device: torch.device = CPU, bfloat1
         With `requires_grad` set on exactly the tensors of `plan.trained_parts`, and dropout active
         only in trained blocks and the head.
     """
-    tensors = weights.part("embeddings") | weights.part("head")
+    tensors = _own_copy(weights.part(EMBEDDINGS), EMBEDDINGS, plan) | _own_copy(weights.part(HEAD), HEAD, plan)
     adapted = plan.trained_blocks if plan.adapters else ()
     for position, index in enumerate(plan.local_blocks):
-        block = weights.block(index, merge=index not in adapted)
+        block = _own_copy(weights.block(index, merge=index not in adapted), block_part(index), plan)
         tensors |= {at_block(name, position): tensor for name, tensor in block.items()}
     module = _assemble(weights, len(plan.local_blocks), tensors)
     if adapted:
@@ -147,6 +152,11 @@ def build(weights: Weights, plan: RoundPlan, device: torch.device = CPU, bfloat1
     trained = _mark_trained(module, plan)
     _set_modes(module, plan)
     return LocalModel(module, plan, weights.spec, trained, device, bfloat16)
+
+
+def _own_copy(tensors: Tensors, part: str, plan: RoundPlan) -> Tensors:
+    """Copy what will be trained: what was read may be a view of a file."""
+    return {name: tensor.clone() for name, tensor in tensors.items()} if part in plan.trained_parts else tensors
 
 
 def _assemble(weights: Weights, depth: int, tensors: Tensors) -> Any:
@@ -227,7 +237,6 @@ def _mark_trained(module: Any, plan: RoundPlan) -> dict[str, torch.nn.Parameter]
             part, name = f"{kind}.{block}", at_block(name, block)
         parameter.requires_grad_(part in plan.trained_parts)
         if parameter.requires_grad:
-            parameter.data = parameter.data.clone()  # what was read may be a view of the checkpoint's file
             trained[name] = parameter
     return trained
 

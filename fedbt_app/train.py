@@ -1,6 +1,6 @@
 """The local training loop, and evaluation."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -59,13 +59,15 @@ def run(
     earlier one.
     """
     torch.manual_seed(int(np.random.default_rng(seed).integers(2**62)))  # dropout
-    optimizer = _adamw(list(local.trained.values()), settings)
+    optimizer = Optimizer(local.trained.values(), settings)
     total, positions = torch.zeros((), device=local.device), 0  # stays there: asking a GPU each step would stall it
     shapes, cached = [], []
     for epoch in range(settings.epochs):
         generator = np.random.default_rng([*seed, epoch])
         for batch in batches(rows, collator, settings.batch_size, generator, tokens=settings.tokens_per_batch):
-            for piece in batch.split(settings.micro_batch_size):
+            pieces = batch.split(settings.micro_batch_size)
+            for piece in pieces:
+                optimizer.due = piece is pieces[-1]
                 there = piece.to(local.device)
                 start = None
                 if cache and (states := cache.read(piece)) is not None:
@@ -79,8 +81,7 @@ def run(
                 total += meter.step((bool(start), piece.shape), step) * piece.reads
                 shapes.append(piece.shape)
             positions += batch.reads
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+    optimizer.detach()
     return TrainResult(float(total) / max(1, positions), len(rows), shapes, cached)
 
 
@@ -134,10 +135,38 @@ def _backward(
     return value.detach()
 
 
-def _adamw(parameters: list[torch.nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
-    """Weight decay on matrices only: biases and LayerNorm are left alone, as in BERT's own training."""
-    groups = [
-        {"params": [value for value in parameters if value.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [value for value in parameters if value.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+class Optimizer:
+    """AdamW that steps each tensor within the backward pass, as soon as its gradient is whole, and drops that.
+
+    The same numbers as stepping all of them afterwards, without ever holding all gradients: nothing still to
+    come in the backward pass needs the values of a tensor whose gradient is whole. Weight decay is on matrices only:
+    biases and LayerNorm are left alone, as in BERT's own training.
+
+    Attributes
+    ----------
+    due : whether the coming backward pass completes the gradients; False lets them add up
+    """
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], settings: TrainSettings) -> None:
+        self.due = True
+        self._hooks = []
+        for parameter in parameters:
+            decay = settings.weight_decay if parameter.ndim > 1 else 0.0
+            own = torch.optim.AdamW([parameter], lr=settings.learning_rate, weight_decay=decay, fused=True)
+            # as torch would begin, but before there are activations: among those it would fragment the heap
+            own.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+            self._hooks.append(parameter.register_post_accumulate_grad_hook(partial(self._step, own)))
+
+    def _step(self, own: torch.optim.Optimizer, _: torch.Tensor) -> None:
+        if self.due:
+            own.step()
+            own.zero_grad(set_to_none=True)
+
+    def detach(self) -> None:
+        """Leave the tensors: later backward passes change nothing."""
+        for hook in self._hooks:
+            hook.remove()

@@ -104,7 +104,7 @@ def test_no_graph_is_kept_below_the_lowest_trained_block(task: str, plan: str, t
     local, batch = local_model(tiny_bert, task, PLANS[plan]), batch_of(task, padded=False)
     bert: Any = local.module.bert
     outputs: list[torch.Tensor] = []
-    for module in (bert.embeddings, *(layer.output for layer in bert.encoder.layer)):
+    for module in (bert.embeddings, *(layer.output.LayerNorm for layer in bert.encoder.layer)):
         module.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     forward.loss(local, batch)
     positions = range(-1, len(local.plan.local_blocks))
@@ -117,7 +117,7 @@ def test_the_last_block_and_the_head_compute_only_the_positions_that_the_loss_re
     layers: Any = local.module.bert.encoder.layer  # type: ignore[union-attr]
     widths: list[int] = []
     for layer in layers:
-        layer.output.register_forward_hook(lambda module, inputs, output: widths.append(output.shape[1]))
+        layer.output.LayerNorm.register_forward_hook(lambda module, inputs, output: widths.append(output.shape[1]))
     assert forward.logits(local, batch).shape[1] == 3
     assert widths == [8, 8, 8, 3]
 

@@ -216,9 +216,12 @@ def test_the_delta_is_what_training_added(tiny_bert: Path) -> None:
     weights = weights_of(tiny_bert, "classification")
     local = build(weights, plan_of("fedbt", "classification"))
     received = local.snapshot()
-    assert all(not value.any() for value in local.delta(received).values())
+    assert all(not value.any() for _, deltas in local.deltas(weights) for value in deltas.values())
     train_a_little(local)
-    delta = local.delta(received)
+    deltas = dict(local.deltas(weights))
+    assert list(deltas) == list(local.plan.trained_parts)
+    assert all(part_of(name) == part for part, own in deltas.items() for name in own)
+    delta = {name: value for own in deltas.values() for name, value in own.items()}
     assert delta.keys() == local.trained.keys()
     for name, value in local.trained.items():
         assert torch.equal(delta[name], value.detach() - received[name])

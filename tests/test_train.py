@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from fedbt_app import train
+from fedbt_app import forward, train
 from fedbt_app.blocks import HEAD, adapter_part
 from fedbt_app.checkpoint import Checkpoint
 from fedbt_app.costs import FlopMeter
@@ -15,7 +15,7 @@ from fedbt_app.local_model import LocalModel, ModelSpec, Weights, build, new_ten
 from fedbt_app.plan import METHODS, RoundPlan, plan_round
 from fedbt_app.pool import Tensors
 from fedbt_app.tasks import Collator, SpecialTokens
-from fedbt_app.train import TrainResult, TrainSettings
+from fedbt_app.train import Optimizer, TrainResult, TrainSettings
 
 LABELS = {"mlm": (), "classification": ("even", "odd"), "ner": ("B-x", "O")}
 SETTINGS = TrainSettings(epochs=1, batch_size=8, learning_rate=3e-3, weight_decay=0.01)
@@ -126,12 +126,60 @@ def test_a_learning_rate_of_zero_reports_the_loss_of_the_model_as_it_is(tiny_ber
 
 def test_biases_and_layer_norms_are_not_decayed(tiny_bert: Path) -> None:
     local = local_model(tiny_bert, "classification", plan_of("full", "classification"))
-    optimizer = train._adamw(list(local.trained.values()), TrainSettings(1, 1, 1.0, 0.3))
-    decayed = {id(value) for group in optimizer.param_groups if group["weight_decay"] for value in group["params"]}
-    names = {name for name, value in local.trained.items() if id(value) in decayed}
-    assert names == {name for name, value in local.trained.items() if value.ndim == 2}
-    assert not any("LayerNorm" in name or name.endswith("bias") for name in names)
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(local.trained)
+    before = local.snapshot()
+    Optimizer(local.trained.values(), TrainSettings(1, 1, 1.0, 0.25))
+    torch.stack([(value * 0).sum() for value in local.trained.values()]).sum().backward()
+    after = local.snapshot()
+    for name, value in before.items():
+        matrix = value.ndim == 2
+        assert matrix != ("LayerNorm" in name or name.endswith("bias"))
+        assert torch.equal(after[name], 0.75 * value if matrix else value), name
+
+
+@pytest.mark.parametrize("task", LABELS)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_stepping_within_the_backward_pass_is_stepping_after_it_bit_for_bit(
+    checkpointing: bool, method: str, task: str, tiny_bert: Path
+) -> None:
+    made = list(train.batches(rows_of(24), collator(task), 8, np.random.default_rng(0)))
+    within, after = (local_model(tiny_bert, task, plan_of(method, task)) for _ in range(2))
+    Optimizer(within.trained.values(), SETTINGS)
+    matrices, vectors = ([one for one in after.trained.values() if (one.ndim > 1) == many] for many in (True, False))
+    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
+    stock = torch.optim.AdamW(groups, lr=SETTINGS.learning_rate, fused=True)
+    for batch in made:
+        forward.loss(within, batch, checkpointing=checkpointing).backward()
+        assert all(value.grad is None for value in within.trained.values())
+        forward.loss(after, batch, checkpointing=checkpointing).backward()
+        stock.step()
+        stock.zero_grad()
+    for name, value in after.trained.items():
+        assert torch.equal(within.trained[name], value), name
+
+
+def test_gradients_add_up_while_no_step_is_due_and_nothing_steps_after_detach(tiny_bert: Path) -> None:
+    local = local_model(tiny_bert, "classification", plan_of("head", "classification"))
+    optimizer, before = Optimizer(local.trained.values(), SETTINGS), local.snapshot()
+    batch = next(train.batches(rows_of(8), collator("classification"), 8, np.random.default_rng(0)))
+
+    def backward() -> None:
+        forward.loss(local, batch).backward()
+
+    optimizer.due = False
+    backward()
+    once = {name: value.grad.clone() for name, value in local.trained.items() if value.grad is not None}
+    backward()
+    assert all(torch.equal(local.trained[name].grad, 2 * value) for name, value in once.items())
+    assert all(torch.equal(local.trained[name], value) for name, value in before.items())
+    optimizer.due = True
+    backward()
+    stepped = local.snapshot()
+    assert all(value.grad is None for value in local.trained.values())
+    assert all(not torch.equal(stepped[name], before[name]) for name in before if name.endswith("weight"))
+    optimizer.detach()
+    backward()
+    assert all(torch.equal(local.trained[name], value) for name, value in stepped.items())
 
 
 @pytest.mark.parametrize("task", LABELS)
