@@ -15,7 +15,7 @@ from fedbt_app.formats import COSTS, ratio_of
 
 SCHEMA = 1
 REPORT, PARTIAL, PAGE, ROUNDS = "report.json", "report.json.part", "report.md", "rounds.jsonl"
-RATIOS = ("train_flops", "uplink_bytes", "downlink_bytes")
+RATIOS = ("train_flops", "client_seconds", "uplink_bytes", "downlink_bytes")
 FIXED = {"schema", "method", "task", "model", "seed", "rounds", "cost", "reference", "ratio"}
 FIXED |= {"ratio_same_optimisations", "initial", "final", "model_dir"}
 
@@ -65,8 +65,10 @@ def to_json(record: RunRecord) -> dict[str, Any]:
     source, reference, cost = values.pop("reference_source"), values["reference"], values["cost"]
     values["reference"] = {"source": source} | {name: reference.get(name) for name in COSTS}
     values["ratio"] = {name: ratio_of(cost[name], reference.get(name)) for name in RATIOS}
-    same = record.reference_same_flops
-    values["ratio_same_optimisations"] = {"train_flops": ratio_of(cost["train_flops"], same)}
+    same = {"train_flops": record.reference_same_flops}
+    # seconds are known of a measured run only, and that takes this app's own step
+    same["client_seconds"] = values["reference"]["client_seconds"] if source == "measured" else None
+    values["ratio_same_optimisations"] = {name: ratio_of(cost[name], full) for name, full in same.items()}
     plain: dict[str, Any] = _plain({"schema": SCHEMA} | values)
     return plain
 

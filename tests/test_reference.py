@@ -25,6 +25,9 @@ def test_ratios_are_against_the_named_run_and_the_page_says_so(
     for name in ("train_flops", "uplink_bytes", "downlink_bytes", "client_seconds", "peak_memory_bytes"):
         assert own["reference"][name] == full["cost"][name]
     assert own["ratio"]["train_flops"] == own["cost"]["train_flops"] / full["cost"]["train_flops"]
+    seconds = own["cost"]["client_seconds"] / full["cost"]["client_seconds"]
+    assert own["ratio"]["client_seconds"] == own["ratio_same_optimisations"]["client_seconds"] == seconds
+    assert full["ratio"]["client_seconds"] is None is full["ratio_same_optimisations"]["client_seconds"]
     assert "a measured run" in (tmp_path / "own" / "report.md").read_text()
     assert "stock training step" in (tmp_path / "full" / "report.md").read_text()
 

@@ -83,8 +83,8 @@ def test_fixed_names() -> None:
     assert set(values["rounds"][0]) == ROUND_NAMES
     assert values["cost"].keys() >= COST_NAMES
     assert set(values["reference"]) == COST_NAMES | {"source"}
-    assert set(values["ratio"]) == {"train_flops", "uplink_bytes", "downlink_bytes"}
-    assert set(values["ratio_same_optimisations"]) == {"train_flops"}
+    assert set(values["ratio"]) == {"train_flops", "client_seconds", "uplink_bytes", "downlink_bytes"}
+    assert set(values["ratio_same_optimisations"]) == {"train_flops", "client_seconds"}
 
 
 def test_the_rest_of_the_record_is_kept() -> None:
