@@ -23,10 +23,11 @@ from safetensors.torch import load_file, save_file
 from tables import Row
 
 from fedbt_app.checkpoint import Checkpoint, find_model
-from fedbt_app.codec import CODECS, decode, encode
+from fedbt_app.codec import decode, encode
 from fedbt_app.config import EMBEDDED, RunConfig
 from fedbt_app.errors import without_folders
 from fedbt_app.messages import read_reply, read_request
+from fedbt_app.packing import CODECS
 
 KEYS = ("scenario", "codec", "seed")
 DELTAS = "deltas"

@@ -24,7 +24,7 @@ header or in a frame decides how much memory is allocated.
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,11 +32,9 @@ import torch
 import zstandard
 
 from fedbt_app.errors import FedBTError
+from fedbt_app.packing import BLOCK, CODECS, is_quantised, lengths
 
 FORMAT = 1
-# With bfloat16 steps 32 is the smallest block within 4.6 and 2.6 bits per parameter; blocks of 64
-# save 0.25 bits, and cost up to 9 % (int4) or 2 % (int2) more error on trained blocks.
-BLOCK = 32
 # Elements per pass. Temporaries of 1 MiB stay in the L3 cache, and the cost of calling an operator,
 # which makes passes that fit in L2 half as fast, is spread over enough elements.
 CHUNK = 1 << 18
@@ -45,13 +43,6 @@ LARGEST_VALUE, LARGEST_STEP = 1e35, 1e36
 FLOAT32_MAX = torch.finfo(torch.float32).max
 # Levels 2 and 3 are slower and gain nothing: no matches to find, only skewed bytes to entropy-code.
 ZSTD_LEVEL = 1
-
-
-class Codec(NamedTuple):
-    """How one codec stores an element, and whether its arrays are compressed afterwards."""
-
-    bits: int
-    zstd: bool
 
 
 class Encoded(NamedTuple):
@@ -64,13 +55,6 @@ class Encoded(NamedTuple):
     def nbytes(self) -> int:
         """Bytes of the arrays."""
         return sum(array.nbytes for array in self.arrays.values())
-
-
-CODECS: dict[str, Codec] = {
-    name + suffix: Codec(bits, bool(suffix))
-    for name, bits in {"float32": 32, "bf16": 16, "int8": 8, "int4": 4, "int2": 2}.items()
-    for suffix in ("", "+zstd")
-}
 
 
 def encode(tensors: Mapping[str, torch.Tensor], codec: str) -> Encoded:
@@ -92,7 +76,7 @@ def encode(tensors: Mapping[str, torch.Tensor], codec: str) -> Encoded:
     if codec not in CODECS:
         raise FedBTError(f"unknown codec {_shown(codec)}; known are {', '.join(CODECS)}")
     bits, zstd = CODECS[codec]
-    value_lengths, code_lengths = _lengths([tensor.shape for tensor in tensors.values()], bits)
+    value_lengths, code_lengths = lengths([tensor.shape for tensor in tensors.values()], bits)
     values = torch.empty(sum(value_lengths), dtype=torch.float32 if bits == 32 else torch.bfloat16)
     codes = torch.empty(sum(code_lengths), dtype=torch.uint8)
     largest = FLOAT32_MAX if bits == 32 else LARGEST_VALUE
@@ -102,7 +86,7 @@ def encode(tensors: Mapping[str, torch.Tensor], codec: str) -> Encoded:
             raise FedBTError(f"tensor {_shown(name)} must be a dense float32 tensor on the CPU")
         flat = tensor.detach().reshape(-1)
         _check_range(name, flat, -largest, largest)
-        if _is_quantised(tensor.shape, bits):
+        if is_quantised(tensor.shape, bits):
             _quantise(flat, bits, own_values, own_codes)
         else:
             own_values.copy_(flat)
@@ -111,11 +95,6 @@ def encode(tensors: Mapping[str, torch.Tensor], codec: str) -> Encoded:
     if zstd:
         arrays = {name: _compress(array) for name, array in arrays.items()}
     return Encoded(arrays, json.dumps(_header_fields(codec, list(tensors)), separators=(",", ":")))
-
-
-def is_lossless(codec: str) -> bool:
-    """Say whether decoding gives back every bit."""
-    return CODECS[codec].bits == 32
 
 
 def decode(
@@ -137,7 +116,7 @@ def decode(
     """
     codec, names = _read_header(header, shapes)
     bits, zstd = CODECS[codec]
-    value_lengths, code_lengths = _lengths([shapes[name] for name in names], bits)
+    value_lengths, code_lengths = lengths([shapes[name] for name in names], bits)
     expected = {
         "values": (sum(value_lengths), np.dtype(np.float32 if bits == 32 else np.uint16)),
         "codes": (sum(code_lengths), np.dtype(np.uint8)),
@@ -155,7 +134,7 @@ def decode(
     for name, own_values, own_codes in parts:
         shape = shapes[name]
         flat = torch.empty(math.prod(shape), dtype=torch.float32)
-        if _is_quantised(shape, bits):
+        if is_quantised(shape, bits):
             _check_range(name, own_values, 0.0, LARGEST_STEP)
             _restore(own_values.float(), own_codes, bits, flat)
         else:
@@ -163,21 +142,6 @@ def decode(
             _check_range(name, flat, -FLOAT32_MAX, FLOAT32_MAX)
         tensors[name] = flat.view(shape)
     return tensors
-
-
-def _is_quantised(shape: tuple[int, ...], bits: int) -> bool:
-    """Biases and LayerNorm weights are not: as bfloat16 they add 0.02 bits per parameter of a block."""
-    return bits <= 8 and len(shape) >= 2
-
-
-def _lengths(shapes: Sequence[tuple[int, ...]], bits: int) -> tuple[list[int], list[int]]:
-    """How many entries of `values`, and of `codes`, each tensor takes."""
-    sizes = [math.prod(shape) for shape in shapes]
-    quantised = [_is_quantised(shape, bits) for shape in shapes]
-    return (
-        [-(-size // BLOCK) if yes else size for size, yes in zip(sizes, quantised, strict=True)],
-        [-(-size * bits // 8) if yes else 0 for size, yes in zip(sizes, quantised, strict=True)],
-    )
 
 
 def _passes(size: int, bits: int) -> Iterator[tuple[slice, slice, slice, int]]:

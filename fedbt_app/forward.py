@@ -92,9 +92,12 @@ def block(layer: Any, hidden: torch.Tensor, mask: torch.Tensor | None, at: torch
     )
     attended = layer.attention.output(mixed.transpose(1, 2).flatten(2), wanted)
     wide = layer.intermediate.dense(attended)
-    # The activation is made again in the backward pass: kept, it would be a sixth of what a block saves. That runs
-    # up to what the product after it needs, and not the product.
-    narrow = checkpoint(_narrow, layer, wide, use_reentrant=False, preserve_rng_state=False)
+    if layer.output.dense.weight.requires_grad:
+        # Its gradient needs the activation, which is made again in the backward pass: kept, it would be a sixth of
+        # what a block saves. That runs up to what the product after it needs, and not the product.
+        narrow = checkpoint(_narrow, layer, wide, use_reentrant=False, preserve_rng_state=False)
+    else:
+        narrow = _narrow(layer, wide)
     return layer.output.LayerNorm(layer.output.dropout(narrow) + attended)
 
 

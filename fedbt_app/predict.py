@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from fedbt_app.blocks import HEAD, Architecture, count
+from fedbt_app.packing import payload_bytes
 from fedbt_app.plan import METHODS, RoundPlan, plan_round
 
 BYTES = 4  # of a float32
@@ -107,13 +108,19 @@ def trained_parameters(arch: Architecture, task: str, num_labels: int, plan: Rou
 
 
 def round_costs(
-    arch: Architecture, task: str, num_labels: int, plan: RoundPlan, shape: StepShape, rank: int = 0
+    arch: Architecture,
+    task: str,
+    num_labels: int,
+    plan: RoundPlan,
+    shape: StepShape,
+    rank: int = 0,
+    codec: str = "float32",
 ) -> RoundCosts:
-    """Predict one client's costs of one plan."""
+    """Predict one client's costs of one plan; bytes before any zstd."""
     return RoundCosts(
         plan,
         step_flops(arch, task, num_labels, plan, shape, rank),
-        BYTES * trained_parameters(arch, task, num_labels, plan, rank),
+        sum(payload_bytes(arch.part(part, task, num_labels, rank).values(), codec) for part in plan.trained_parts),
         _memory(arch, task, num_labels, plan, shape, rank),
     )
 
@@ -127,13 +134,14 @@ def predict_rounds(
     local_depth: int,
     shape: StepShape,
     rank: int,
+    codec: str = "float32",
 ) -> list[RoundCosts]:
     """Predict every round of one client."""
     plans = [
         plan_round(method, task, arch.depth, local_depth, num_rounds, round_, seed=0, client="")
         for round_ in range(num_rounds)
     ]
-    return [round_costs(arch, task, num_labels, plan, shape, rank) for plan in plans]
+    return [round_costs(arch, task, num_labels, plan, shape, rank, codec) for plan in plans]
 
 
 def full_model_bytes(arch: Architecture, task: str, num_labels: int) -> int:

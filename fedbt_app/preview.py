@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fedbt_app import predict
 from fedbt_app.blocks import Architecture
 from fedbt_app.config import RunConfig
+from fedbt_app.packing import CODECS
 from fedbt_app.predict import RoundCosts
 
 
@@ -23,6 +24,7 @@ class Preview:
     same_step_flops: int
     full_bytes: int
     full_memory: int
+    codec: str
 
     @property
     def bytes_ratio(self) -> float:
@@ -51,13 +53,14 @@ def preview(config: RunConfig, arch: Architecture, num_labels: int, examples: in
     return Preview(
         rounds=predict.predict_rounds(
             *(arch, config.task, config.method, num_labels, config.num_rounds, config.local_depth),
-            *(shape, config.lora_rank),
+            *(shape, config.lora_rank, config.codec),
         ),
         steps=math.ceil(examples / config.batch_size) * config.local_epochs,
         stock_step_flops=predict.stock_step_flops(arch, config.task, num_labels, shape.batch, shape.length),
         same_step_flops=full.step_flops,
         full_bytes=full.exchange_bytes,
         full_memory=full.memory_bytes,
+        codec=config.codec,
     )
 
 
@@ -119,7 +122,8 @@ def print_preview(shown: Preview, title: str) -> None:
     console.width = max(console.width, 104)
     console.print(table)
     console.print(
-        f"bytes each way: {100 * shown.bytes_ratio:.2f} % of full-model averaging; compute: "
+        f"bytes each way with codec={shown.codec}{' before zstd' if CODECS[shown.codec].zstd else ''}: "
+        f"{100 * shown.bytes_ratio:.2f} % of full-model averaging in float32; compute: "
         f"{100 * shown.flops_ratio:.1f} % of the stock full-model step, {100 * shown.flops_ratio_same:.1f} % of "
         "full-model training with the same optimisations; memory is an estimate, the mean row's the largest",
         highlight=False,

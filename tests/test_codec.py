@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedbt_app import codec as codec_module
-from fedbt_app.codec import BLOCK, CODECS, decode, encode
+from fedbt_app.codec import decode, encode
 from fedbt_app.errors import FedBTError
+from fedbt_app.packing import BLOCK, CODECS
 
 PLAIN = [name for name in CODECS if not name.endswith("+zstd")]
 QUANTISED = ["int8", "int4", "int2"]

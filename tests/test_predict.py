@@ -14,6 +14,7 @@ from fedbt_app.codec import encode
 from fedbt_app.config import RunConfig
 from fedbt_app.costs import FlopMeter
 from fedbt_app.local_model import LocalModel, ModelSpec, Weights, build, new_tensors
+from fedbt_app.packing import CODECS, payload_bytes
 from fedbt_app.plan import METHODS, RoundPlan, plan_round
 from fedbt_app.pool import Tensors
 from fedbt_app.predict import (
@@ -127,6 +128,32 @@ def test_training_more_never_costs_less() -> None:
 
 
 # Parameters and bytes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_predicted_payload_is_what_the_codec_makes(codec: str, tiny_bert: Path) -> None:
+    shapes = Checkpoint(tiny_bert).architecture.block(0) | {"odd": (3, 7), "scalar": (), "none": (0, 4)}
+    tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
+    plain = codec.removesuffix("+zstd")
+    assert payload_bytes(shapes.values(), codec) == encode(tensors, plain).nbytes
+
+
+@pytest.mark.parametrize(("task", "labels", "bound"), [("mlm", 0, 0.0105), ("classification", 13, 0.03)])
+def test_int4_sends_a_hundredth_of_bert_base_in_pre_training_and_a_thirtieth_in_fine_tuning(
+    task: str, labels: int, bound: float
+) -> None:
+    arch, shape = PRESETS["bert-base"], StepShape(8, 128, 20)
+    local_depth = 6 if task == "mlm" else 0
+    rounds = predict_rounds(arch, task, "fedbt", labels, 10, local_depth, shape, 0, "int4")
+    full = full_model_bytes(arch, task, labels)
+    ratio = sum(one.exchange_bytes for one in rounds) / (len(rounds) * full)
+    assert 0.9 * bound < ratio <= bound
+    parts = [part for one in rounds for part in one.plan.trained_parts]
+    sizes = {}
+    for part in set(parts):  # what is really sent, header and all
+        encoded = encode({name: torch.zeros(size) for name, size in arch.part(part, task, labels, 0).items()}, "int4")
+        sizes[part] = encoded.nbytes + len(encoded.header)
+    assert sum(sizes[part] for part in parts) / (len(rounds) * full) <= bound
 
 
 @pytest.mark.parametrize("task", LABELS)

@@ -1,0 +1,166 @@
+"""Ideas for a better codec, on the deltas that benchmarks/codec.py kept: bits per parameter and relative error.
+
+Each is the product's own codec with something around it, without error feedback. An idea is worth its code only if
+at the same bits its error is lower. Writes benchmarks/results/codec_ideas.json.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import tables
+import torch
+from safetensors.torch import load_file
+
+from fedbt_app.codec import decode, encode
+
+Tensors = dict[str, torch.Tensor]
+Result = tuple[float, Tensors]  # bits, and what the receiver gets
+GROUP = 128  # elements that are rotated together
+
+
+def main() -> None:
+    """Parse the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/codec-benchmark"), help="folder of codec.py's runs")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/codec_ideas.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for scenario in ("classification", "mlm"):
+        deltas = [load_file(path) for path in sorted(options.work.glob(f"{scenario}-float32-*/deltas/*.safetensors"))]
+        for name, idea in IDEAS.items():
+            results = [idea(delta) for delta in deltas]
+            error = sum(
+                _energy({key: got[key] - delta[key] for key in delta})
+                for delta, (_, got) in zip(deltas, results, strict=True)
+            )
+            row = {
+                "scenario": scenario,
+                "idea": name,
+                "bits_per_parameter": sum(bits for bits, _ in results) / sum(map(_size, deltas)),
+                "relative_error": math.sqrt(error / sum(map(_energy, deltas))),
+                "deltas": len(deltas),
+            }
+            rows.append(row)
+            print("| {scenario} | {idea} | {bits_per_parameter:.2f} | {relative_error:.3f} |".format(**row), flush=True)
+    tables.store(options.output, rows, ("scenario", "idea"))
+
+
+def _energy(tensors: Tensors) -> float:
+    return sum(float(value.square().sum()) for value in tensors.values())
+
+
+def _size(tensors: Tensors) -> int:
+    return sum(value.numel() for value in tensors.values())
+
+
+def as_it_is(codec: str) -> Callable[[Tensors], Result]:
+    """Send as the product does."""
+
+    def send(tensors: Tensors) -> Result:
+        sent = encode(tensors, codec)
+        shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+        return 8.0 * sent.nbytes, decode(sent.arrays, sent.header, shapes)
+
+    return send
+
+
+def rotated(codec: str) -> Callable[[Tensors], Result]:
+    """Spread outliers over groups of 128 elements by a Hadamard rotation, which the receiver undoes."""
+    hadamard = torch.ones(1, 1)
+    while len(hadamard) < GROUP:
+        hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)])
+    hadamard /= math.sqrt(GROUP)
+
+    def turn(tensors: Tensors) -> Tensors:
+        return {
+            name: (value.reshape(-1, GROUP) @ hadamard).reshape(value.shape) if _divides(value) else value
+            for name, value in tensors.items()
+        }
+
+    def send(tensors: Tensors) -> Result:
+        bits, received = as_it_is(codec)(turn(tensors))
+        return bits, turn(received)  # the rotation is its own inverse
+
+    return send
+
+
+def _divides(value: torch.Tensor) -> bool:
+    return value.ndim > 1 and value.numel() % GROUP == 0
+
+
+def scale_per_row(bits: int) -> Callable[[Tensors], Result]:
+    """Give each output row one step instead of each block of 32."""
+
+    def send(tensors: Tensors) -> Result:
+        total, received = 0.0, {}
+        for name, value in tensors.items():
+            if value.ndim < 2:
+                total, received[name] = total + 16 * value.numel(), value.bfloat16().float()
+                continue
+            half = 2 ** (bits - 1)
+            step = value.abs().amax(1, keepdim=True).div(half).bfloat16().float().clamp_min(1e-30)
+            received[name] = ((value / step).floor().clamp(-half, half - 1) + 0.5) * step
+            total += bits * value.numel() + 16 * len(value)
+        return total, received
+
+    return send
+
+
+def largest_only(share: float) -> Callable[[Tensors], Result]:
+    """Send only the largest elements of each matrix, in int4, and a bit for each that says whether it is among them."""
+
+    def send(tensors: Tensors) -> Result:
+        total, received = 0.0, {}
+        for name, value in tensors.items():
+            if value.ndim < 2:
+                total, received[name] = total + 16 * value.numel(), value.bfloat16().float()
+                continue
+            flat = value.reshape(-1)
+            chosen = torch.topk(flat.abs(), int(share * flat.numel()), sorted=False).indices.sort().values
+            bits, kept = as_it_is("int4")({name: flat[chosen][None]})
+            received[name] = torch.zeros_like(flat).scatter(0, chosen, kept[name][0]).view(value.shape)
+            total += bits + flat.numel()
+        return total, received
+
+    return send
+
+
+def by_energy(tensors: Tensors) -> Result:
+    """Give the half of the elements that is in the tensors of most energy an element int4, the rest int2."""
+    order = sorted(tensors, key=lambda name: float(tensors[name].square().mean()), reverse=True)
+    total, received, given = 0.0, {}, 0
+    for name in order:
+        bits, got = as_it_is("int4" if given < _size(tensors) / 2 else "int2")({name: tensors[name]})
+        total, given = total + bits, given + tensors[name].numel()
+        received |= got
+    return total, received
+
+
+def without_vectors(codec: str) -> Callable[[Tensors], Result]:
+    """Leave out biases and LayerNorm weights."""
+
+    def send(tensors: Tensors) -> Result:
+        bits, received = as_it_is(codec)({name: value for name, value in tensors.items() if value.ndim > 1})
+        return bits, {name: torch.zeros_like(value) for name, value in tensors.items()} | received
+
+    return send
+
+
+IDEAS: dict[str, Callable[[Tensors], Result]] = {
+    "int4": as_it_is("int4"),
+    "int4, one step a row": scale_per_row(4),
+    "int4, Hadamard": rotated("int4"),
+    "int4 or int2 by energy": by_energy,
+    "largest 25 % in int4": largest_only(0.25),
+    "largest 10 % in int4": largest_only(0.1),
+    "int2": as_it_is("int2"),
+    "int2, one step a row": scale_per_row(2),
+    "int2, Hadamard": rotated("int2"),
+    "int2 without vectors": without_vectors("int2"),
+}
+
+if __name__ == "__main__":
+    main()
