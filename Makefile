@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # The CPU build of torch, from any index that offers one; a GPU machine sets TORCH to its own build (README).
 TORCH  ?= torch==2.13.0
 
-.PHONY: env demo test lint docs bench stop clean
+.PHONY: env demo deploy-demo test test-deployment lint docs bench stop clean
 
 env: $(VENV)/.ready
 
@@ -21,8 +21,18 @@ demo: env
 	$(BIN)/fedbt run --config conf/demo-pretrain.toml
 	$(BIN)/fedbt run --config conf/demo-finetune.toml
 
+# A SuperLink and three SuperNodes over TLS on loopback, and a run of 3 rounds.
+deploy-demo: env
+	deploy/demo.sh
+
 test: env
 	$(BIN)/python -m pytest
+
+# Every fault with real processes, and the wire audit (as root: mounts, network namespaces); then the tables of
+# docs/deployment.md. About 25 minutes.
+test-deployment: env
+	OBSERVED=tests/deployment/observed.json $(BIN)/python -m pytest -v -m "slow or not slow" tests/deployment
+	$(BIN)/python docs/make_observed.py
 
 lint: env
 	$(BIN)/ruff check .

@@ -3,19 +3,16 @@
 # certificate, and one key pair a node. What is there already is kept; the SuperLink's certificate is issued
 # again when it lacks a name or ends within 30 days.
 #
-#   docker/make_certs.sh [NODE...]                      nodes; default: hospital-a hospital-b
-#   CERTS=DIR                                           where to; default: certs beside this script
-#   SERVER_NAMES=fedbt.example.org,203.0.113.7          names and addresses under which nodes reach the SuperLink
+#   deploy/make_certs.sh [NODE...]                names of the nodes that get a key pair
+#   CERTS=DIR                                     where to; default: certs
+#   SERVER_NAMES=fedbt.example.org,203.0.113.7    names and addresses under which nodes reach the SuperLink
 #
-# Beside the folder it writes .env, with the user id that the containers run as, and the folder for their output.
 # Between real sites every site makes its own node key and hands out only the .pub file: docs/deployment.md.
 set -eu
 umask 077
 
-here=$(cd "$(dirname "$0")" && pwd)
-certs=${CERTS:-$here/certs}
-names=${SERVER_NAMES:-superlink,localhost,127.0.0.1}
-[ $# -gt 0 ] || set -- hospital-a hospital-b
+certs=${CERTS:-certs}
+names=${SERVER_NAMES:-localhost,127.0.0.1}
 
 mkdir -p "$certs"
 cd "$certs"
@@ -88,16 +85,7 @@ for node in "$@"; do
     fi
 done
 
-# Private keys are readable by their owner alone, so the containers run as that owner; never as root.
-uid=$(id -u) gid=$(id -g)
-if [ "$uid" = 0 ]; then
-    uid=${FEDBT_UID:-1000} gid=${FEDBT_GID:-1000}
-fi
 chmod 700 .
 chmod 600 ./*
-chmod 644 ./*.crt ./*.pub
-mkdir -p "$here/output"
-if [ "$(id -u)" = 0 ]; then
-    chown -R "$uid:$gid" . "$here/output"
-fi
-printf 'FEDBT_UID=%s\nFEDBT_GID=%s\n' "$uid" "$gid" > "$here/.env"
+chmod 644 ./*.crt
+for file in ./*.pub; do [ ! -e "$file" ] || chmod 644 "$file"; done

@@ -1,6 +1,6 @@
-"""Write sample data of two hospitals, and a test set for the server, from the embedded data set.
+"""Write sample data of three hospitals, and a test set for the server, from the embedded data set.
 
-python docker/make_sample_data.py [--rows N] [--output DIR]
+python deploy/make_sample_data.py [--rows N] FOLDER
 """
 
 import argparse
@@ -10,16 +10,15 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fedbt_app import embedded  # noqa: E402  (the app need not be installed)
+from fedbt_app import embedded  # the app need not be installed
 
-HOSPITALS = ("hospital-a", "hospital-b")
+HOSPITALS = ("hospital-a", "hospital-b", "hospital-c")
 
 
 def write(file: Path, rows: Iterable[Mapping[str, str]]) -> None:
-    """Write rows as JSON lines, readable by the containers' user."""
+    """Write rows as JSON lines."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"text": row["text"], "label": row["label"]}, ensure_ascii=False) + "\n" for row in rows]
     file.write_text("".join(lines), encoding="utf-8")
@@ -30,15 +29,15 @@ def main() -> None:
     """Deal the training rows out to the hospitals in turn: no row is at two of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=200, help="rows a hospital, and of the test set; 0 for all")
-    parser.add_argument("--output", type=Path, default=HERE / "data", help="default: docker/data")
+    parser.add_argument("folder", type=Path, help="gets hospital-a/train.jsonl, .., server/test.jsonl")
     options = parser.parse_args()
     splits = embedded.rows("classification")
     for rows in splits.values():  # they come in the order of the ontology, one organ system after the other
         random.Random(7).shuffle(rows)
     for index, hospital in enumerate(HOSPITALS):
         own = splits["train"][index :: len(HOSPITALS)]
-        write(options.output / hospital / "train.jsonl", own[: options.rows or None])
-    write(options.output / "server" / "test.jsonl", splits["test"][: options.rows or None])
+        write(options.folder / hospital / "train.jsonl", own[: options.rows or None])
+    write(options.folder / "server" / "test.jsonl", splits["test"][: options.rows or None])
 
 
 if __name__ == "__main__":

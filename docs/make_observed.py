@@ -1,0 +1,49 @@
+"""Write what `make test-deployment` observed into docs/deployment.md: the table of faults, the bytes on the wire."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+OBSERVED = Path(__file__).parent.parent / "tests" / "deployment" / "observed.json"
+TARGET = Path(__file__).with_name("deployment.md")
+
+
+def faults(book: dict[str, dict[str, Any]]) -> str:
+    """Return one row a fault."""
+    rows = ["| fault | observed | recovery | what the log says |", "|---|---|---|---|"]
+    for fault, seen in book.items():
+        seconds = f"{seen['seconds']} s" if seen["seconds"] else ""
+        line = f"`` {seen['log']} ``" if seen["log"] else ""  # it may hold a single backtick
+        rows.append(f"| {fault} | {seen['outcome']} | {seconds} | {line} |")
+    return "\n".join(rows)
+
+
+def wire(seen: dict[str, Any]) -> str:
+    """Return what crossed the interface, by what it was."""
+    total = seen["wire_bytes"]
+    parts = {
+        "messages, as the report's ledger counts them": seen["ledger_bytes"],
+        "HTTP and TLS around them": seen["http_and_tls_bytes"],
+        "TCP, IP and Ethernet headers": seen["tcp_ip_ethernet_bytes"],
+        f"polling and signs of life, {seen['seconds']} s": seen["polling_bytes"],
+        f"the app's code, once to each of {seen['nodes']} nodes": seen["app_code_bytes"],
+    }
+    rows = [f"| {what} | {size / 1e6:.2f} MB | {size / total * 100:.2f} % |" for what, size in parts.items()]
+    return "\n".join(
+        ["| what | both ways | share |", "|---|---|---|", *rows, f"| on the wire | {total / 1e6:.2f} MB | 100 % |"]
+    )
+
+
+def main() -> None:
+    """Replace what stands between the marks."""
+    book, page = json.loads(OBSERVED.read_text(encoding="utf-8")), TARGET.read_text(encoding="utf-8")
+    for name, made in (("faults", faults(book["faults"])), ("wire", wire(book["wire"]))):
+        block = f"<!-- {name}, by docs/{Path(__file__).name} -->\n{made}\n<!-- /{name} -->"
+        page, found = re.subn(rf"<!-- {name}, .*?<!-- /{name} -->", lambda _, block=block: block, page, flags=re.DOTALL)
+        assert found == 1, f"{TARGET} has {found} places for {name}, not 1"
+    TARGET.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Who is not let in, or not used: a wrong certificate, an unknown key, another base, a delta that is no number."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from deployment.federation import DEPLOY, Federation
+
+pytestmark = pytest.mark.timeout(1800)
+Observe = Callable[..., None]
+
+
+def test_a_node_with_another_ca_or_an_unknown_key_stays_outside_and_the_run_goes_on(
+    federation: Federation, observe: Observe, tmp_path: Path
+) -> None:
+    foreign = tmp_path / "foreign"
+    subprocess.run([DEPLOY / "make_certs.sh", "bob"], env=os.environ | {"CERTS": str(foreign)}, check=True)
+    federation.node("alice")
+    deceived = federation.node("bob", "--max-retries", "2", CERTS=str(foreign))
+    unknown = federation.node("stranger", "--max-retries", "2")
+    done = federation.submit(num_rounds=1, min_clients=1).finish()
+    assert done.status == 0, done.log
+    assert done.clients == [1]
+    assert done.refused == []
+    for node in (deceived, unknown):
+        assert node.process.wait(120) != 0
+    certificate = next(line for line in deceived.text().splitlines() if "CERTIFICATE_VERIFY_FAILED" in line)
+    refusal = next(line for line in unknown.text().splitlines() if "Failed to activate SuperNode" in line)
+    observe("node with a wrong certificate", "never connects; the run goes on without it", certificate)
+    observe("node with an unregistered key", "never connects; the run goes on without it", refusal)
+
+
+@pytest.mark.slow
+def test_a_node_with_another_base_is_left_out_with_the_reason(
+    federation: Federation, observe: Observe, tiny_bert: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(tiny_bert, tmp_path / "other-bert")
+    save_file({name: tensor + 1 for name, tensor in load_file(other / "model.safetensors").items()},
+              other / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
+    federation.node("alice")
+    federation.node("bob", settings=f"model-path='{other}'")
+    done = federation.submit(num_rounds=2).finish()
+    assert done.status == 0, done.log
+    assert done.clients == [1, 1]
+    assert [round_ for round_, _ in done.refused] == [0]
+    observe("node with a wrong base model", "left out of the run; the others go on", done.line("another base", "bob"))
+
+
+TAMPERED = """
+import sys
+from importlib.util import find_spec
+
+class Tamper:  # lets NaN through, as an app of another make would
+    def find_spec(self, name, path=None, target=None):
+        if name != "fedbt_app.codec":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        execute = spec.loader.exec_module
+
+        def patched(module):
+            execute(module)
+            module._check_range = lambda *arguments: None
+
+        spec.loader.exec_module = patched
+        return spec
+
+sys.meta_path.insert(0, Tamper())
+"""
+
+
+def test_a_delta_that_is_not_finite_is_not_used(
+    federation: Federation, observe: Observe, tiny_bert: Path, tmp_path: Path
+) -> None:
+    damaged = shutil.copytree(tiny_bert, tmp_path / "damaged-bert")  # the same weights, so it is let in
+    config = json.loads((damaged / "config.json").read_text())
+    (damaged / "config.json").write_text(json.dumps(config | {"layer_norm_eps": -1e6}))
+    tampered = tmp_path / "tampered"
+    tampered.mkdir()
+    (tampered / "sitecustomize.py").write_text(TAMPERED)
+    python_path = os.pathsep.join([str(tampered), *filter(None, [os.environ.get("PYTHONPATH")])])
+    federation.node("alice")
+    honest = federation.node("bob", settings=f"model-path='{damaged}'")
+    sent = federation.node("carol", settings=f"model-path='{damaged}'", PYTHONPATH=python_path)
+    done = federation.submit(num_rounds=1, min_clients=3).finish()
+    assert done.status == 0, done.log
+    assert done.clients == [1]
+    assert sorted(done.refused) == [(1, "bob"), (1, "carol")]
+    assert all(bool(tensor.isfinite().all()) for tensor in done.model().values())
+    line = done.line("round 1:", "carol")
+    assert "fedbt: error" in honest.text()
+    assert "fedbt: error" not in sent.text()  # its NaN went out, and the server saw it
+    observe("message from a node with a NaN delta", "dropped; an honest client does not even send one", line)
