@@ -4,20 +4,21 @@ import logging
 import platform
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedbt_app import data, report, train
+from fedbt_app import data, report, scalars, train
 from fedbt_app.checkpoint import Checkpoint, find_model
 from fedbt_app.config import NO_DATA, RunConfig
+from fedbt_app.costs import Outcome, RoundEntry
 from fedbt_app.device import pick_device, use_bfloat16
 from fedbt_app.errors import FedBTError
 from fedbt_app.export import export, model_card
 from fedbt_app.local_model import build, whole_plan
-from fedbt_app.strategy import FedBT, Outcome
+from fedbt_app.snapshot import Snapshot
+from fedbt_app.strategy import FedBT
 from fedbt_app.tasks import Collator, majority_score, special_tokens
 
 app = ServerApp()
@@ -35,16 +36,33 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run(grid: Grid, config: RunConfig) -> dict[str, Any]:
-    """Train, export the model, write the report; returns the report."""
-    folder = Path(config.output_dir).expanduser().resolve()
+    """Train, export the model, write the report; returns the report. A run that is resumed goes on where it stopped."""
+    folder = config.output_folder.resolve()
+    snapshot = Snapshot(folder)
+    stopped = snapshot.load(config) if config.resume else None
+    add_scalars = scalars.board(folder, config.tensorboard, len(stopped.outcome.rounds) if stopped else None)
     report.clear(folder)
+    for entry in stopped.outcome.rounds if stopped else []:
+        report.append_round(folder, entry)
+    if not stopped:
+        snapshot.remove()
     measured = _measured_reference(config)
     checkpoint = Checkpoint(find_model(config.model))
     test = TestSet(config, checkpoint)
+
+    def on_round(entry: RoundEntry) -> None:
+        report.append_round(folder, entry)
+        add_scalars(entry)
+
     strategy = FedBT(
-        config, checkpoint, test.evaluate, lambda entry: report.append_round(folder, entry), test.label_counts
+        config,
+        checkpoint,
+        test.evaluate,
+        on_round,
+        test.label_counts,
+        lambda progress: snapshot.store(config, progress),
     )
-    outcome = strategy.start(grid)
+    outcome = strategy.start(grid, stopped)
     record = report.RunRecord(
         method=config.method,
         task=config.task,
@@ -73,12 +91,13 @@ def run(grid: Grid, config: RunConfig) -> dict[str, Any]:
         base_fingerprint=checkpoint.fingerprint,
         labels=list(strategy.labels),
         model_dir=str(folder / "model"),
-        config={name.replace("_", "-"): value for name, value in asdict(config).items()},
+        config=config.values(),
         versions={"python": platform.python_version()}
         | {name: version(name) for name in ("flwr", "torch", "transformers", "datasets", "peft")},
     )
     export(folder / "model", strategy.weights, model_card(report.to_json(record), checkpoint))
     result = report.write(folder, record)
+    snapshot.remove()
     log.info("fedbt: report in %s, model in %s", folder / "report.md", folder / "model")
     return result
 

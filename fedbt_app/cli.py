@@ -1,6 +1,7 @@
 """The `fedbt` command: run, plan, report, doctor."""
 
 import argparse
+import signal
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from typing import Any
 from fedbt_app.blocks import PRESETS, Architecture
 from fedbt_app.config import RunConfig, defaults, parse_assignment
 from fedbt_app.errors import FedBTError
+
+SIMULATED_CLIENTS = 4
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,8 +44,10 @@ def _parser() -> argparse.ArgumentParser:
                 group.add_argument(f"--{key}", dest=f"key:{key}", metavar="VALUE", help=argparse.SUPPRESS)
         return sub
 
-    run = add("run", "Run a federated job, show its progress and its result.", _run)
-    run.add_argument("--clients", type=int, default=4, metavar="N", help="simulated clients (default 4)")
+    run = add(
+        "run", "Run a federated job, show its progress and its result; --resume DIR goes on with a stopped one.", _run
+    )
+    run.add_argument("--clients", type=int, metavar="N", help=f"simulated clients (default {SIMULATED_CLIENTS})")
     run.add_argument("--superlink", metavar="NAME", help="a SuperLink of Flower's config.toml; default: simulate here")
     run.add_argument("--verbose", action="store_true", help="show all of Flower's output")
     plan = add("plan", "Predict blocks, FLOPs, bytes and memory of a run; trains nothing.", _plan)
@@ -57,8 +62,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """Merge defaults, then the file, then KEY=VALUE and --KEY VALUE; every key of RunConfig is in the result."""
-    values = defaults()
-    known = set(values)
+    values = defaults() | _given(options)
+    RunConfig.load(values)
+    return values
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     if options.config is not None:
         try:
             values |= tomllib.loads(options.config.read_text(encoding="utf-8"))
@@ -67,30 +77,43 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise FedBTError(f"config file {options.config} is not TOML: {error}") from None
     assigned = list(options.settings)
-    assigned += [f"{key}={value}" for key in known if (value := getattr(options, f"key:{key}")) is not None]
-    values |= dict(parse_assignment(text) for text in assigned)
-    RunConfig.load(values)
-    return values
+    assigned += [f"{key}={value}" for key in defaults() if (value := getattr(options, f"key:{key}")) is not None]
+    return values | dict(parse_assignment(text) for text in assigned)
 
 
 def _run(options: argparse.Namespace) -> None:
-    from fedbt_app import comparison, launch, report
+    from fedbt_app import comparison, launch, live, report
 
-    if options.clients < 1:
+    if options.clients is not None and options.clients < 1:
         raise FedBTError(f"--clients {options.clients} is too few: simulate at least 1")
-    values = settings_of(options)
-    values["min-clients"] = (
-        min(values["min-clients"], options.clients) if options.superlink is None else values["min-clients"]
-    )
-    if options.superlink is None:
-        values = launch.absolute_paths(values, Path.cwd())
-    folder = launch.run(
-        values, options.clients, options.superlink, options.verbose, lambda line: print(line, flush=True)
-    )
+    given, clients = _given(options), options.clients or SIMULATED_CLIENTS
+    if options.superlink is not None:  # a run to resume, too, is on the SuperLink's machine
+        values = settings_of(options)
+    else:
+        if given.get("resume"):
+            values, clients = _stopped_run(launch.absolute_paths(given, Path.cwd()), options.clients)
+        else:
+            values = launch.absolute_paths(settings_of(options), Path.cwd())
+        values["min-clients"] = min(values["min-clients"], clients)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this command ends the run
+    with live.progress(values["num-rounds"], options.verbose) as show:
+        folder = launch.run(values, clients, options.superlink, options.verbose, show)
     if folder is None:
-        print(f"finished: the report is in {values['output-dir']} on the SuperLink's machine")
+        print(f"finished: the report is in {RunConfig.load(values).output_folder} on the SuperLink's machine")
     else:
         comparison.print_result(report.load(folder))
+
+
+def _stopped_run(given: dict[str, Any], clients: int | None) -> tuple[dict[str, Any], int]:
+    """Return the settings of the run that `resume` names, and its simulated clients; neither may be given otherwise."""
+    from fedbt_app.snapshot import Snapshot
+
+    stopped = Snapshot(Path(given["resume"]))
+    config = RunConfig.load(stopped.settings | given)
+    stopped.check(config)
+    if clients not in (None, stopped.nodes):
+        raise FedBTError(f"--clients {clients} but the run in {given['resume']} has {stopped.nodes}: drop --clients")
+    return config.values(), stopped.nodes
 
 
 def _plan(options: argparse.Namespace) -> None:

@@ -180,8 +180,10 @@ def synchronise(pool: ParameterPool, weights: Weights, request: Request) -> dict
         tensors = _updated(weights, update)
         if digest(tensors) == update.state.digest:
             pool.store(update.part, update.state.version, tensors)
-    held = pool.states()
-    return {part: held[part] for part in request.sync.expected if part in held}
+    held, expected = pool.states(), request.sync.expected
+    for part in held.keys() - expected.keys():
+        pool.drop(part)  # of a round that a server resumed from an earlier one does not know
+    return {part: held[part] for part in expected if part in held}
 
 
 def _updated(weights: Weights, update: Update) -> dict[str, torch.Tensor]:

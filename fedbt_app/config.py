@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from fedbt_app.errors import FedBTError
+from fedbt_app.packing import CODECS
 
 APP_DIR = Path(__file__).resolve().parent.parent
 TASKS = ("mlm", "classification", "ner")
 METHODS = ("fedbt", "full", "head", "lora", "fedbt-lora")
-CODECS = tuple(name + suffix for name in ("float32", "bf16", "int8", "int4", "int2") for suffix in ("", "+zstd"))
 DEPTH_METHODS = ("fedbt", "fedbt-lora")  # those whose clients may hold fewer blocks than the global model
 PARTITIONERS = ("iid", "dirichlet", "size-skewed", "natural")
 EMBEDDED, NO_DATA = "embedded", "none"
@@ -91,6 +91,12 @@ class RunConfig:
     lora_alpha: float = key("Scale of the adapters: alpha / rank.", at_least=0)
     participation: float = key("Share of the connected clients asked in a round.", at_least=1e-6, at_most=1)
     min_clients: int = key("Clients that must be connected before the run starts.", at_least=1)
+    min_replies: int = key("Usable replies that a round needs; also the fewest clients asked in a round.", at_least=1)
+    below_minimum: str = key(
+        "What becomes of a round with fewer than min-replies: `stop` ends the run, which can be resumed; `repeat` does "
+        "the round again, three times at most, then stops.",
+        ("stop", "repeat"),
+    )
     round_timeout: float = key("Seconds to wait for clients in one round.", at_least=1)
     client_evaluation: str = key("When clients evaluate on their held-out rows.", ("never", "final", "every"))
     precision: str = key(
@@ -101,11 +107,19 @@ class RunConfig:
         "Disk that a client may use to keep the frozen blocks' output for its rows; 0 computes it again each epoch.",
         at_least=0,
     )
-    codec: str = key("Number format of the deltas, both ways; `+zstd` compresses them on top, without loss.", CODECS)
+    codec: str = key(
+        "Number format of the deltas, both ways; `+zstd` compresses them on top, without loss.", tuple(CODECS)
+    )
     reference: str = key("Folder of a finished method=full run to compare with; empty predicts its costs.")
     seed: int = key("Seeds partition, sampling, masking, dropout and new tensors.", at_least=0)
     device: str = key("`auto`, `cpu`, `cuda` or `cuda:1`; a node's `device` wins.")
     output_dir: str = key("Folder for the report, the plots and the exported model.")
+    tensorboard: bool = key(
+        "Write each round's metrics and costs for TensorBoard too, into `tensorboard/` of the output folder."
+    )
+    resume: str = key(
+        "Output folder of a stopped run, to go on with it there and with the settings it had; empty for a new run."
+    )
     cache_dir: str = key("Folder for tokenised data; empty for ~/.cache/fedbt. A node's `cache-dir` wins.")
     pool_dir: str = key(
         "Folder for the clients' parameter pools; empty for the cache folder. A node's `pool-dir` wins."
@@ -127,6 +141,11 @@ class RunConfig:
             raise FedBTError(f"labels={self.labels} names a label twice: name each once")
         if self.labels and self.task == "mlm":
             raise FedBTError("labels is set but task=mlm has none: drop labels or choose another task")
+        if self.min_replies > self.min_clients:
+            raise FedBTError(
+                f"min-replies={self.min_replies} is more than min-clients={self.min_clients}: raise min-clients, so "
+                "that the run waits for as many clients as a round needs"
+            )
         if self.local_depth and self.method not in DEPTH_METHODS:
             raise FedBTError(f"local-depth is set but method={self.method} trains the whole depth: use local-depth=0")
         for name in ("model", "dataset", "output_dir"):
@@ -137,6 +156,11 @@ class RunConfig:
     def label_names(self) -> tuple[str, ...]:
         """The configured labels; empty when the clients' are to be merged."""
         return tuple(name.strip() for name in self.labels.split(",") if name.strip())
+
+    @property
+    def output_folder(self) -> Path:
+        """Where results go; a resumed run stays in its folder."""
+        return Path(self.resume or self.output_dir).expanduser()
 
     @property
     def cache_folder(self) -> Path:
@@ -165,6 +189,10 @@ class RunConfig:
             if name not in values:
                 raise FedBTError(f"config key {name!r} is missing: add it to [tool.flwr.app.config]")
         return cls(**{spec.name: _typed(name, spec, values[name]) for name, spec in specs.items()})
+
+    def values(self) -> dict[str, Any]:
+        """Return every setting by its dashed key."""
+        return {_dashed(spec.name): getattr(self, spec.name) for spec in fields(self)}
 
     def with_node(self, node: Mapping[str, Any]) -> "RunConfig":
         """Return this run as one node sees it: the node's own settings win over the run's.

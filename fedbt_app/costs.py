@@ -126,6 +126,7 @@ class Ledger:
     same_flops: int = 0
     saved_flops: int = 0
     prefix_cache_bytes: int = 0  # of the client with the largest
+    healed_parts: int = 0  # sent again, whole, to a client whose pool was not what it had said
 
     def add(self, other: "Ledger") -> None:
         """Sum everything; memory and cache are maxima."""
@@ -169,3 +170,14 @@ class RoundEntry:
     downlink_bytes: int
     seconds: float
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Outcome:
+    """What a run leaves, besides the model."""
+
+    rounds: list[RoundEntry] = field(default_factory=list)
+    cost: Ledger = field(default_factory=Ledger)
+    full_bytes_up: int = 0  # what full-model averaging would have sent for the same exchanges
+    full_bytes_down: int = 0
+    client_metrics: dict[str, float] = field(default_factory=dict)

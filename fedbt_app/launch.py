@@ -17,7 +17,7 @@ from fedbt_app.config import APP_DIR, EMBEDDED, NO_DATA, RunConfig
 from fedbt_app.errors import FedBTError
 
 KEEP_ENVIRONMENT = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
-_PATH_KEYS = ("model", "dataset", "output-dir", "cache-dir", "pool-dir", "reference")
+_PATH_KEYS = ("model", "dataset", "output-dir", "resume", "cache-dir", "pool-dir", "reference")
 _OUR_LINE = re.compile(r"fedbt: (.*)")
 _RUN_ID = re.compile(r"started run (\d+)")
 
@@ -25,7 +25,7 @@ _RUN_ID = re.compile(r"started run (\d+)")
 def absolute_paths(values: Mapping[str, Any], base: Path) -> dict[str, Any]:
     """Resolve local paths against `base`: the app runs in another working folder."""
     resolved = dict(values)
-    for key in _PATH_KEYS:
+    for key in [key for key in _PATH_KEYS if key in values]:
         text = str(values[key])
         path = base / Path(text).expanduser()
         is_path = key not in ("model", "dataset") or path.exists() or text.startswith((".", "~"))
@@ -49,8 +49,7 @@ def run(
     FedBTError
         When the run failed, with the reason that the server gave.
     """
-    config = RunConfig.load(values)
-    folder = Path(config.output_dir)
+    folder = RunConfig.load(values).output_folder
     if superlink is None:
         check_local_superlink()
     with tempfile.TemporaryDirectory(prefix="fedbt-") as scratch:
@@ -60,7 +59,10 @@ def run(
         command += ["--run-config", str(overrides)]
         if superlink is None:
             command += ["--federation-config", f"num-supernodes={clients} client-resources-num-cpus=1"]
-        run_id, reason = _stream(command, [superlink] if superlink else [], verbose, show)
+        try:
+            run_id, reason = _stream(command, [superlink] if superlink else [], verbose, show)
+        except KeyboardInterrupt:
+            raise FedBTError(f"interrupted: the run was stopped; go on with `fedbt run --resume {folder}`") from None
     if run_id is None:
         raise FedBTError(f"Flower did not start the run: {reason or 'see its output with --verbose'}")
     status = _status(run_id, superlink)
@@ -103,7 +105,7 @@ def _stream(
         if run_id is not None:
             stop = [_flwr(), "stop", run_id, *superlink]
             subprocess.run(stop, cwd=APP_DIR, env=environment, capture_output=True, check=False)
-        raise FedBTError("interrupted: the run was stopped") from None
+        raise
     process.wait()
     return run_id, reason or ("" if run_id else tail)
 

@@ -83,6 +83,8 @@ def render(report: Mapping[str, Any], images: Iterable[Path]) -> str:
     for title, items in (("Clients", report["clients"]), ("Refused replies", report["refused"])):
         if items:
             page += f"\n## {title}\n\n{_markdown(items[0], (item.values() for item in items))}\n"
+    if healed := report["cost"].get("healed_parts"):
+        page += f"\nParts sent again, whole, to clients whose pool was not what they had said: {healed}.\n"
     return page
 
 

@@ -11,7 +11,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,39 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
     return state.hexdigest()
 
 
+def replace_file(path: Path, write: Callable[[str], object]) -> None:
+    """Put what `write(temporary name)` makes in the place of `path`: whole and on the disk, or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    os.close(handle)
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_tensors(path: Path, version: int, tensors: Tensors) -> PartState:
+    """Replace `path` by `tensors` with their version and digest."""
+    state = PartState(version, digest(tensors))
+    metadata = {"version": str(version), "digest": state.digest}
+    replace_file(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    return state
+
+
+def read_tensors(path: Path) -> tuple[PartState, Tensors] | None:
+    """Read what `write_tensors` wrote; None when it is missing or damaged."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            state = _state(file.metadata())
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+    return (state, tensors) if digest(tensors) == state.digest else None
+
+
 class ParameterPool:
     """The parts of one client in one run (*lineage*), under `root`."""
 
@@ -52,69 +86,87 @@ class ParameterPool:
         if not _LINEAGE.fullmatch(lineage):  # it comes from a message and names a folder
             raise FedBTError("the server sent a malformed run lineage: update FedBT on both sides")
         self.folder = root / lineage / re.sub(r"[^A-Za-z0-9_-]", "_", client)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        os.utime(root / lineage)
-        _drop_old_runs(root)
+        with _writing(root):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            os.utime(root / lineage)
+            _drop_old_runs(root)
 
     def states(self) -> dict[str, PartState]:
         """Return every part held whole, reading each to verify its digest."""
         held = {}
         for path in sorted(self.folder.glob("*.safetensors")):
-            if (read := _read(path)) is not None:
+            if (read := read_tensors(path)) is not None:
                 held[path.stem] = read[0]
         return held
 
     def tensors(self, part: str) -> Tensors:
         """Return the pool's tensors of `part`; none when it holds only what the base does."""
-        read = _read(self._path(part))
+        read = read_tensors(self._path(part))
         return read[1] if read else {}
 
     def store(self, part: str, version: int, tensors: Tensors) -> PartState:
         """Write `part` whole, or not at all."""
-        state = PartState(version, digest(tensors))
-        self._write(self._path(part), state, tensors)
-        return state
+        with _writing(self.folder):
+            return write_tensors(self._path(part), version, tensors)
 
-    def _write(self, path: Path, state: PartState, tensors: Tensors) -> None:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-        os.close(handle)
-        try:
-            save_file(tensors, temporary, metadata={"version": str(state.version), "digest": state.digest})
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+    def drop(self, part: str) -> None:
+        """Hold of `part` no more than the base does."""
+        self._path(part).unlink(missing_ok=True)
 
     def residual(self, part: str) -> Tensors:
-        """Return what this client's encodings of `part` have dropped so far; nothing when that is lost."""
-        read = _read(self._residuals / f"{part}.safetensors")
+        """Return what this client's encodings of `part` have dropped so far; nothing when that is lost.
+
+        So far is before the version held now: a round that is done again, because its deltas did not come to
+        count, encodes the same as the first time.
+        """
+        earlier = self._residuals_before(part, self._version(part))
+        read = read_tensors(earlier[-1]) if earlier else None
         return read[1] if read else {}
 
     def store_residual(self, part: str, tensors: Tensors) -> None:
-        """Keep what the last encoding of `part` dropped, for the next one."""
+        """Keep what the encoding of a delta to the held version of `part` dropped, for the versions to come."""
         if tensors:
-            self._residuals.mkdir(exist_ok=True)
-            self._write(self._residuals / f"{part}.safetensors", PartState(BASE, digest(tensors)), tensors)
+            version = self._version(part)
+            path = self._residual(part, version)
+            with _writing(self.folder):
+                path.parent.mkdir(exist_ok=True)
+                write_tensors(path, version, tensors)
+                for outdated in self._residuals_before(part, version)[:-1]:
+                    outdated.unlink()
 
-    @property
-    def _residuals(self) -> Path:
-        return self.folder / "residuals"
+    def _residual(self, part: str, version: int) -> Path:
+        return self.folder / "residuals" / f"{part}@{version:06}.safetensors"
+
+    def _residuals_before(self, part: str, version: int) -> list[Path]:
+        found = sorted((self.folder / "residuals").glob(f"{part}@*.safetensors"))
+        return [path for path in found if path < self._residual(part, version)]
+
+    def _version(self, part: str) -> int:
+        try:
+            with safe_open(str(self._path(part)), framework="pt") as file:
+                return _state(file.metadata()).version
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return BASE
 
     def _path(self, part: str) -> Path:
         return self.folder / f"{part}.safetensors"
 
 
-def _read(path: Path) -> tuple[PartState, Tensors] | None:
+def _state(metadata: Mapping[str, str] | None) -> PartState:
+    found = metadata or {}
+    return PartState(int(found["version"]), found["digest"])
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
     try:
-        with safe_open(str(path), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            metadata = file.metadata() or {}
-        state = PartState(int(metadata["version"]), metadata["digest"])
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return None
-    return (state, tensors) if digest(tensors) == state.digest else None
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors has no errno: its text says what the system said
+        reason = getattr(error, "strerror", None) or error
+        raise FedBTError(
+            f"the pool {folder} cannot be written ({reason}): free some space, or set pool-dir to a folder that can be "
+            "written"
+        ) from None
 
 
 def _drop_old_runs(root: Path) -> None:

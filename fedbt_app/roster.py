@@ -12,6 +12,7 @@ from fedbt_app.checkpoint import Checkpoint
 from fedbt_app.config import RunConfig
 from fedbt_app.costs import Ledger
 from fedbt_app.errors import FedBTError
+from fedbt_app.events import LeftOut
 from fedbt_app.exchange import Exchange
 from fedbt_app.messages import Capabilities, Request, Sync, read_capabilities, request_record, serialised_bytes
 from fedbt_app.pool import PartState
@@ -130,21 +131,21 @@ class Roster:
             *(capabilities.name, capabilities.examples, capabilities.heldout, capabilities.device),
         )
 
-    def chosen(self, round_: int) -> list[Participant]:
-        """Choose this round's clients, by name and seed: the same in every run."""
+    def chosen(self, round_: int, attempt: int = 0) -> list[Participant]:
+        """Choose the clients of a round's first or repeated attempt, by name and seed: the same in every run."""
         ordered = sorted(self.participants.values(), key=lambda one: one.name)
-        wanted = max(1, round(self._config.participation * len(ordered)))
-        if wanted == len(ordered):
+        wanted = max(self._config.min_replies, round(self._config.participation * len(ordered)))
+        if wanted >= len(ordered):
             return ordered
-        generator = np.random.default_rng([self._config.seed, round_])
+        generator = np.random.default_rng([self._config.seed, round_, attempt])
         return [ordered[index] for index in sorted(generator.choice(len(ordered), wanted, replace=False))]
 
     def refuse(self, round_: int, client: str, reason: str) -> None:
         """Note that something of `client` was not used; the round goes on without it."""
         self.refusals.append(Refusal(round_, client, reason))
-        log.warning("fedbt: round %d: %s is left out: %s", round_, client, reason)
+        log.warning("fedbt: %s", LeftOut(round_, client, reason))
 
     def last_reason(self, round_: int) -> str:
-        """Return why the last client of that round was left out."""
+        """Return why the last client of that round was left out; nothing when none was."""
         reasons = [refusal.reason for refusal in self.refusals if refusal.round == round_]
-        return reasons[-1] if reasons else "nobody answered"
+        return reasons[-1] if reasons else ""

@@ -7,7 +7,8 @@ import torch
 
 from fedbt_app.blocks import part_of
 from fedbt_app.checkpoint import Checkpoint
-from fedbt_app.codec import Encoded, decode, encode, is_lossless
+from fedbt_app.codec import Encoded, decode, encode
+from fedbt_app.packing import is_lossless
 from fedbt_app.pool import BASE, PartState, Tensors, digest
 
 DELTA, VALUE = "delta", "value"
@@ -60,7 +61,7 @@ class WeightedSum:
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
     """One aggregation of a part: the state it starts from (None: the base checkpoint) and leads to."""
 
     before: PartState | None
@@ -69,10 +70,12 @@ class _Step:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
+    """A part's present state, and how it came about."""
+
     tensors: Tensors
     state: PartState
-    steps: tuple[_Step, ...] = ()  # the latest, together no larger than the tensors themselves
+    steps: tuple[Step, ...] = ()  # the latest, together no larger than the tensors themselves
     residual: Tensors = field(default_factory=dict)  # what the codec has dropped so far
 
 
@@ -82,19 +85,19 @@ class GlobalState:
 
     checkpoint: Checkpoint
     codec: str = "float32"
-    _parts: dict[str, _Part] = field(default_factory=dict)
+    parts: dict[str, Part] = field(default_factory=dict)
 
     def introduce(self, part: str, tensors: Tensors) -> None:
         """Add tensors that the base lacks (a new head, adapters), made by the server, at version 0."""
-        self._parts[part] = _Part(tensors, PartState(BASE, digest(tensors)))
+        self.parts[part] = Part(tensors, PartState(BASE, digest(tensors)))
 
     def tensors(self, part: str) -> Tensors:
         """Return the tensors of `part` that differ from the base checkpoint's."""
-        return self._parts[part].tensors if part in self._parts else {}
+        return self.parts[part].tensors if part in self.parts else {}
 
     def states(self) -> dict[str, PartState]:
         """Return what an up-to-date pool holds."""
-        return {name: part.state for name, part in self._parts.items()}
+        return {name: part.state for name, part in self.parts.items()}
 
     def apply(self, mean: Tensors) -> None:
         """Add the aggregated deltas exactly as clients will decode them.
@@ -102,7 +105,7 @@ class GlobalState:
         What the codec drops is added to the part's next delta (error feedback).
         """
         for name, deltas in by_part(mean).items():
-            held = self._parts.get(name)
+            held = self.parts.get(name)
             encoded, received, residual = encode_with_feedback(deltas, held.residual if held else {}, self.codec)
             current = held.tensors if held else {}
             tensors = {
@@ -110,11 +113,11 @@ class GlobalState:
                 for key, delta in received.items()
             }
             state = PartState((held.state.version if held else BASE) + 1, digest(tensors))
-            steps = (*(held.steps if held else ()), _Step(held.state if held else None, state, encoded))
+            steps = (*(held.steps if held else ()), Step(held.state if held else None, state, encoded))
             whole = sum(tensor.nbytes for tensor in tensors.values())
             while sum(step.delta.nbytes for step in steps) > whole and len(steps) > 1:
                 steps = steps[1:]
-            self._parts[name] = _Part(tensors, state, steps, residual)
+            self.parts[name] = Part(tensors, state, steps, residual)
 
     def updates_for(self, held: Mapping[str, PartState], whole: bool = False) -> list[Update]:
         """Return what a pool that holds `held` lacks: deltas where it is a few steps behind, else values.
@@ -122,7 +125,7 @@ class GlobalState:
         `whole` sends values only: for a pool that could not use the deltas.
         """
         updates = []
-        for name, part in self._parts.items():
+        for name, part in self.parts.items():
             if held.get(name) == part.state:
                 continue
             known = [index for index, step in enumerate(part.steps) if held.get(name) == step.before]

@@ -17,9 +17,10 @@ from local_grid import LocalGrid
 from fedbt_app.blocks import EMBEDDINGS, HEAD, block_part
 from fedbt_app.checkpoint import Checkpoint
 from fedbt_app.config import RunConfig, defaults
+from fedbt_app.costs import Outcome
 from fedbt_app.pool import Tensors
 from fedbt_app.roster import Participant, Refusal
-from fedbt_app.strategy import FedBT, Outcome
+from fedbt_app.strategy import FedBT
 
 torch.set_num_threads(1)  # these models are too small to share out
 SENTENCE = "the patient has severe acute renal cardiac hepatic failure of kidney heart liver and chronic pain no mild"
@@ -103,6 +104,7 @@ def settings(
             "pool-dir": str(tmp_path / "pools"),
             "seed": 5,
             "precision": "float32",
+            "codec": "float32",
         }
         return values | {name.replace("_", "-"): value for name, value in changes.items()}
 

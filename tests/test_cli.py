@@ -2,7 +2,10 @@
 
 import json
 import re
+import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,11 @@ import pytest
 
 from fedbt_app import checkpoint, launch
 from fedbt_app.cli import _parser, main, settings_of
-from fedbt_app.config import RunConfig, defaults
+from fedbt_app.config import APP_DIR, RunConfig, defaults
+from fedbt_app.costs import Outcome
 from fedbt_app.doctor import examine
 from fedbt_app.errors import FedBTError
+from fedbt_app.snapshot import Progress, Snapshot
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -40,8 +45,13 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_plan_gives_the_published_share_of_bytes(
     capsys: pytest.CaptureFixture[str], task: list[str], share: str
 ) -> None:
-    assert main(["plan", "--arch", "bert-base", *task, "--num-rounds", "10"]) == 0
-    assert f"bytes each way: {share} of full-model averaging" in capsys.readouterr().out
+    assert main(["plan", "--arch", "bert-base", *task, "--num-rounds", "10", "codec=float32"]) == 0
+    assert f"bytes each way with codec=float32: {share} of full-model averaging" in capsys.readouterr().out
+
+
+def test_plan_counts_the_bytes_of_the_codec(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--arch", "bert-base", "--task", "mlm", "--num-rounds", "10", "codec=int4+zstd"]) == 0
+    assert "bytes each way with codec=int4+zstd before zstd: 0.99 % of full-model" in capsys.readouterr().out
 
 
 def test_plan_of_full_training_is_the_whole(capsys: pytest.CaptureFixture[str]) -> None:
@@ -312,6 +322,76 @@ def test_run_of_one_client_does_not_wait_for_two(fake_flwr: Fake, capsys: pytest
     tmp_path = fake_flwr(STARTED, status="finished:failed")
     main(["run", "--clients", "1", f"output-dir={tmp_path / 'out'}"])
     assert "min-clients = 1\n" in (tmp_path / "run.toml").read_text()
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, settings: Callable[..., dict[str, Any]]) -> Path:
+    """Write the snapshot of a run of 3 clients that did no round; returns its output folder."""
+    config = RunConfig.load(settings(output_dir=str(tmp_path / "stopped"), min_clients=3, learning_rate=1.0))
+    progress = Progress("0" * 32, ("a", "b"), 3, "f" * 64, {}, Outcome(), [], {})
+    Snapshot(config.output_folder).store(config, progress)
+    return config.output_folder
+
+
+def test_resumed_run_has_the_settings_and_the_clients_of_the_stopped_one(fake_flwr: Fake, stopped: Path) -> None:
+    import tomllib
+
+    tmp_path = fake_flwr(STARTED, status="finished:failed")
+    main(["run", "--resume", str(stopped), "learning-rate=1", "round-timeout=9", "--min-clients", "2"])
+    expected = Snapshot(stopped).settings | {"resume": str(stopped), "round-timeout": 9.0, "min-clients": 2}
+    assert tomllib.loads((tmp_path / "run.toml").read_text()) == expected
+    assert "num-supernodes=3" in (tmp_path / "calls").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["num-rounds=9"], "num-rounds=9 but the run in .*stopped has num-rounds=2: drop num-rounds"),
+        (["output-dir=elsewhere"], "output-dir=/.*/elsewhere but"),
+        (["--clients", "4"], "--clients 4 but the run in .*stopped has 3: drop --clients"),
+        (["num_rounds=2"], "unknown config key 'num_rounds'"),
+    ],
+)
+def test_setting_that_contradicts_the_stopped_run_is_one_line(
+    capsys: pytest.CaptureFixture[str], stopped: Path, arguments: list[str], named: str
+) -> None:
+    assert re.search(named, refusal(capsys, "run", "--resume", str(stopped), *arguments))
+
+
+def test_resuming_where_no_run_was_stopped_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "holds no stopped run" in refusal(capsys, "run", f"resume={tmp_path}")
+
+
+def test_remote_run_is_resumed_by_the_settings_given(fake_flwr: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path = fake_flwr(STARTED)
+    assert main(["run", "--superlink", "clinic", "--resume", "/srv/run1", "num-rounds=9"]) == 0
+    assert 'resume = "/srv/run1"\n' in (tmp_path / "run.toml").read_text()
+    assert "in /srv/run1 on the SuperLink's machine" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_command_stops_the_run_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+    script = tmp_path / "flwr"
+    script.write_text(
+        f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\nif [ "$1" = run ]; then echo "{STARTED}"; echo "fedbt: round 1"; '
+        "exec sleep 100; fi\n"
+    )
+    script.chmod(0o755)
+    start = (
+        "import sys; from fedbt_app import cli, launch; launch.check_local_superlink = lambda: None; "
+        f"launch._flwr = lambda: {str(script)!r}; sys.exit(cli.main(['run', 'output-dir={tmp_path}/out']))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", start], cwd=APP_DIR, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "round 1\n"
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    (line,) = errors.splitlines()
+    assert f"go on with `fedbt run --resume {tmp_path}/out`" in line
+    assert (tmp_path / "calls").read_text().splitlines()[-1] == "stop 77"
 
 
 def test_missing_flwr_is_one_line(

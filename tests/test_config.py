@@ -149,6 +149,7 @@ def test_unknown_codec_is_refused_before_anything_starts() -> None:
         ({"model": " "}, "model"),
         ({"dataset": ""}, "dataset"),
         ({"output_dir": ""}, "output-dir"),
+        ({"min_replies": 3, "min_clients": 2}, "min-clients"),
     ],
 )
 def test_contradictory_settings_are_refused_by_name(changes: dict[str, Any], named: str) -> None:
@@ -187,6 +188,11 @@ def test_node_without_settings_of_its_own_has_the_runs() -> None:
 def test_bad_setting_of_a_node_is_refused_by_its_key(value: Any) -> None:
     with pytest.raises(FedBTError, match="local-depth"):
         RunConfig.load(defaults()).with_node({"local-depth": value})
+
+
+def test_a_resumed_run_stays_in_its_folder() -> None:
+    assert RunConfig.load(defaults() | {"output-dir": "a"}).output_folder == Path("a")
+    assert RunConfig.load(defaults() | {"output-dir": "a", "resume": "~/b"}).output_folder == Path.home() / "b"
 
 
 def test_pools_lie_in_the_cache_folder_by_default() -> None:

@@ -15,25 +15,26 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__i
 
 # Lowest first; a module imports from lines above its own only.
 LAYERS = [
-    {"errors"},
-    {"config", "blocks", "codec", "costs", "embedded", "pool", "tasks", "device"},
-    {"checkpoint", "partition", "plan", "plots", "sources", "launch", "formats"},
+    {"errors", "packing", "events"},
+    {"config", "blocks", "codec", "costs", "embedded", "pool", "tasks", "device", "live"},
+    {"checkpoint", "partition", "plan", "plots", "sources", "launch", "formats", "scalars"},
     {"tokenised", "predict", "state", "local_model", "page"},
     {"data", "forward", "messages", "preview", "export", "report"},
     {"prefix", "exchange", "comparison"},
     {"train", "roster"},
-    {"strategy", "client"},
+    {"snapshot", "dialogue", "client"},
+    {"strategy"},
     {"doctor"},
     {"cli"},
 ]
 ALLOWED = {
-    "flwr": {"messages", "strategy", "roster", "exchange"},
+    "flwr": {"messages", "strategy", "roster", "exchange", "dialogue"},
     "transformers": {"local_model", "checkpoint", "export", "tasks", "data", "sources", "tokenised"},
     "peft": {"local_model"},
     "datasets": {"data", "sources", "tokenised"},
     "huggingface_hub": {"checkpoint"},
     "matplotlib": {"plots"},
-    "rich": {"comparison", "preview", "cli"},
+    "rich": {"comparison", "preview", "cli", "live"},
     "psutil": {"launch"},
     "seqeval": {"tasks"},
     "zstandard": {"codec"},

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from fedbt_app import pool as pool_module
 from fedbt_app.errors import FedBTError
@@ -136,6 +137,50 @@ def test_an_interrupted_write_leaves_the_old_part_and_nothing_else(
     assert same(pool.tensors("head"), some(1))
     assert pool.states() == {"head": before}
     assert [path.name for path in pool.folder.iterdir()] == ["head.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")]
+)
+def test_a_full_disk_is_named_with_what_to_do_and_leaves_no_half_written_file(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    pool = ParameterPool(tmp_path, RUN, "a")
+    monkeypatch.setattr(pool_module, "save_file", fail)
+    with pytest.raises(FedBTError, match=r"No space left on device.*free some space.*pool-dir"):
+        pool.store("head", 1, some())
+    assert list(pool.folder.iterdir()) == []
+
+
+def test_a_pool_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FedBTError, match=r"pool .*file.* cannot be written \(Not a directory\)"):
+        ParameterPool(tmp_path / "file", RUN, "a")
+
+
+def test_residual_of_a_round_that_is_done_again_is_the_one_from_before_it(tmp_path: Path) -> None:
+    pool = ParameterPool(tmp_path, RUN, "a")
+    pool.store_residual("block.1", some(1))  # round 1, from the base
+    assert pool.residual("block.1") == {}  # it did not come to count
+    pool.store_residual("block.1", some(2))
+    pool.store("block.1", 1, some())
+    assert same(pool.residual("block.1"), some(2))
+    pool.store_residual("block.1", some(3))
+    assert same(pool.residual("block.1"), some(2))
+    assert pool.residual("block.11") == {}
+
+
+def test_residuals_of_two_versions_are_kept_and_no_more(tmp_path: Path) -> None:
+    pool = ParameterPool(tmp_path, RUN, "a")
+    for version in range(1, 12):
+        pool.store("head", version, some())
+        pool.store_residual("head", some(version))
+    assert len(list((pool.folder / "residuals").iterdir())) == 2
+    assert same(pool.residual("head"), some(10))
+    assert pool.states().keys() == {"head"}
 
 
 def test_a_half_written_file_of_a_killed_process_is_not_a_part(tmp_path: Path) -> None:

@@ -266,6 +266,18 @@ def test_a_client_that_missed_rounds_and_lost_a_file_recovers(checkpoint: Checkp
     assert kinds(site.receive(state)) == {"head": (VALUE, "catch_up")}
 
 
+def test_a_part_that_the_server_does_not_know_is_dropped(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    state, site = started(checkpoint), Site(checkpoint, tmp_path)
+    site.receive(state)
+    site.pool.store("block.3", 1, deltas(checkpoint, "block.3", 0))  # of a round that a resumed run has not done
+    site.receive(state)
+    assert site.pool.states() == state.states()
+    assert torch.equal(
+        site.weights.part("block.3")["bert.encoder.layer.3.output.dense.weight"],
+        checkpoint.tensor("bert.encoder.layer.3.output.dense.weight"),
+    )
+
+
 def test_an_update_whose_bits_do_not_give_the_promised_digest_is_not_stored(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

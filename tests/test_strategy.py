@@ -28,6 +28,8 @@ from fedbt_app.local_model import LocalModel, Weights, model_spec, new_tensors
 from fedbt_app.messages import read_reply, read_request, serialised_bytes
 from fedbt_app.plan import RoundPlan
 from fedbt_app.pool import ParameterPool
+from fedbt_app.snapshot import Progress
+from fedbt_app.strategy import FedBT
 from fedbt_app.tasks import Collator, special_tokens
 
 Settings = Callable[..., dict[str, Any]]
@@ -671,11 +673,86 @@ def test_when_every_client_failed_the_run_stops_with_the_reason_and_leaves_no_re
             reply.content["reply"] = ConfigRecord({"status": "failed", "error": f"disk {node} full"})
         return reply
 
-    with pytest.raises(FedBTError, match=r"round 2: every client failed: disk 1\d full"):
+    with pytest.raises(FedBTError, match=r"round 2: 0 of 3 clients .*disk 1\d full"):
         server_app.run(RecordingGrid(values, simulated(3), fail), RunConfig.load(values))
     folder = Path(values["output-dir"])
     assert not (folder / "report.json").exists()
     assert not (folder / "model").exists()
+
+
+# Too few usable replies ----------------------------------------------------------------------------------------
+
+
+def failing(round_: int, nodes: set[int], times: int = 1000) -> Tamper:
+    """Return a tamper by which the first `times` training replies of `nodes` in that round are failures."""
+    left = [times]
+
+    def tamper(node: int, reply: Message) -> Message:
+        if round_of(reply) == round_ and node in nodes and left[0]:
+            left[0] -= 1
+            reply.content["reply"] = ConfigRecord({"status": "failed", "error": f"disk {node} full"})
+        return reply
+
+    return tamper
+
+
+def test_a_round_below_the_minimum_stops_the_run_and_changes_nothing_but_the_books(small: Settings) -> None:
+    values = small(codec="int4", min_replies=2, num_rounds=3)
+    config, grid = RunConfig.load(values), RecordingGrid(values, simulated(3), failing(2, {11, THIRD}))
+    kept: list[tuple[Any, ...]] = []
+
+    def keep(progress: Progress) -> None:
+        parts = {name: part.state for name, part in progress.parts.items()}
+        kept.append((parts, len(progress.outcome.rounds), progress.outcome.cost.uplink_bytes, len(progress.refusals)))
+
+    strategy = FedBT(config, Checkpoint(Path(config.model)), lambda _: {}, lambda _: None, keep=keep)
+    with pytest.raises(FedBTError, match=r"round 2: 1 of 3 .*min-replies=2 \(disk 12 full\): .*--resume .*run`$"):
+        strategy.start(grid)
+    (_, done_0, up_0, _), (before, done_1, up_1, refused_1), (after, done_2, up_2, refused_2) = kept
+    assert (done_0, done_1, done_2) == (0, 1, 1)
+    assert before == after == strategy.state.states()
+    assert up_0 < up_1 < up_2
+    assert (refused_1, refused_2) == (0, 2)
+    traffic = sum(getattr(strategy.outcome.cost, name) for name in TRAFFIC)
+    assert traffic == sum(map(serialised_bytes, grid.sent + grid.received))
+
+
+@pytest.mark.parametrize("codec", ["float32", "int4"])
+def test_a_repeated_round_ends_as_if_nothing_had_failed_and_its_costs_are_booked(
+    small: Settings, flower_log: list[str], codec: str
+) -> None:
+    values = small(codec=codec, min_replies=2, below_minimum="repeat", num_rounds=3, client_evaluation="final")
+    run = federate(values, simulated(3), failing(2, {11, THIRD}, times=4))
+    (once, twice) = [line for line in flower_log if "is repeated" in line]
+    assert "round 2: 1 of 3 clients gave a usable reply, min-replies=2 (disk 12 full)" in once
+    assert "(2 of 3)" in twice
+    assert [entry.clients for entry in run.outcome.rounds] == [3, 3, 3]
+    whole = federate(values, simulated(3))
+    assert_equal(run.tensors, whole.tensors)
+    assert_pools_up_to_date(run)
+    assert run.outcome.rounds[1].uplink_bytes > 2 * whole.outcome.rounds[1].uplink_bytes
+    for name in ("train_flops", "uplink_bytes", "downlink_bytes"):
+        assert sum(getattr(entry, name) for entry in run.outcome.rounds) == getattr(run.outcome.cost, name)
+    traffic = sum(getattr(run.outcome.cost, name) for name in TRAFFIC)
+    assert traffic == sum(map(serialised_bytes, run.grid.sent + run.grid.received))
+
+
+def test_a_round_is_repeated_three_times_at_most(small: Settings, flower_log: list[str]) -> None:
+    values = small(below_minimum="repeat", method="head", max_train_examples=16)
+    grid = RecordingGrid(values, simulated(2), failing(1, {10, 11}))
+    config = RunConfig.load(values)
+    with pytest.raises(FedBTError, match="round 1: 0 of 2 clients"):
+        FedBT(config, Checkpoint(Path(config.model)), lambda _: {}, lambda _: None).start(grid)
+    assert len([line for line in flower_log if "is repeated" in line]) == 3
+    assert len([message for message in grid.sent if round_of(message) == 1]) == 4 * 2
+
+
+def test_a_repeated_round_draws_its_clients_anew_and_never_too_few(small: Settings) -> None:
+    values = small(participation=0.25, min_replies=2, below_minimum="repeat", method="head", max_train_examples=16)
+    run = federate(values, simulated(4), failing(1, {10, 11, THIRD, 13}, times=2))
+    first, second = asked(run)[1][:2], asked(run)[1][2:]
+    assert len(set(first)) == len(set(second)) == 2
+    assert set(first) != set(second)
 
 
 def test_when_no_client_can_take_part_the_reasons_are_named(small: Settings) -> None:
