@@ -4,7 +4,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from fedbt_app.config import RunConfig, defaults
+from fedbt_app.config import NODE_KEYS, RunConfig, defaults
 
 TARGET = Path(__file__).with_name("config.md")
 HEAD = """# Configuration
@@ -15,9 +15,9 @@ Every key of a run, with its default. Give them as `KEY=VALUE` or `--KEY VALUE` 
 | key | default | meaning |
 |---|---|---|
 """
-TAIL = """
-A node (SuperNode) may set, in its `--node-config`: `data-path`, `model-path`, `local-depth`, `device`,
-`cache-dir`, `pool-dir` and `name`. They win over the run's settings.
+TAIL = f"""
+A node (SuperNode) may set, in its `--node-config`: `data-path`, `model-path`, `name`,
+{", ".join(f"`{name}`" for name in NODE_KEYS)}. They win over the run's settings.
 """
 
 

@@ -108,8 +108,10 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over names, shapes and float32 values of embeddings and blocks, whatever the file format."""
+        """SHA-256 over names, shapes and float32 values of embeddings and blocks, and what else they compute with."""
         digest = hashlib.sha256()
+        for name, default in (("num_attention_heads", 12), ("hidden_act", "gelu"), ("layer_norm_eps", 1e-12)):
+            digest.update(f"{name}={self.config.get(name, default)}".encode())
         encoder = self.architecture.embeddings()
         for index in range(self.architecture.depth):
             encoder |= self.architecture.block(index)

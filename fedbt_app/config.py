@@ -19,6 +19,10 @@ TASKS = ("mlm", "classification", "ner")
 METHODS = ("fedbt", "full", "head", "lora", "fedbt-lora")
 DEPTH_METHODS = ("fedbt", "fedbt-lora")  # those whose clients may hold fewer blocks than the global model
 PARTITIONERS = ("iid", "dirichlet", "size-skewed", "natural")
+NODE_KEYS = (  # that a node may set for itself, by the same name
+    *("local-depth", "device", "cache-dir", "pool-dir"),
+    *("text-column", "label-column", "tokens-column", "tags-column"),
+)
 EMBEDDED, NO_DATA = "embedded", "none"
 
 
@@ -197,10 +201,10 @@ class RunConfig:
     def with_node(self, node: Mapping[str, Any]) -> "RunConfig":
         """Return this run as one node sees it: the node's own settings win over the run's.
 
-        Recognised node keys: `data-path`, `model-path`, `local-depth`, `device`, `cache-dir`, `pool-dir`.
+        Recognised node keys: `data-path`, `model-path` and those of NODE_KEYS.
         """
         own = {"data-path": "dataset", "model-path": "model"}
-        own |= {name: name.replace("-", "_") for name in ("local-depth", "device", "cache-dir", "pool-dir")}
+        own |= {name: name.replace("-", "_") for name in NODE_KEYS}
         values = {spec.name: getattr(self, spec.name) for spec in fields(self)}
         specs = {spec.name: spec for spec in fields(self)}
         if self.method not in DEPTH_METHODS:

@@ -7,6 +7,7 @@ cache. It lies in the folder of the run's parameter pool and goes with it: what 
 computed again, so that a run's FLOPs are its own.
 """
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -70,21 +71,26 @@ class PrefixCache:
         return torch.from_numpy(states)
 
     def write(self, batch: Batch, states: torch.Tensor) -> None:
-        """Keep the states (B, T, H) of the batch's examples."""
+        """Keep the states (B, T, H) of the batch's examples; on a full disk they are computed again next time."""
         values = states.detach().to("cpu", torch.float32).numpy()
         for index, row in enumerate(batch.rows):
-            os.pwrite(self._file, np.ascontiguousarray(values[index, : self._lengths[row]]).data, self._at(row))
-            self._filled[row] = True
-        self.fills += len(batch.rows)
+            slab = np.ascontiguousarray(values[index, : self._lengths[row]])
+            with contextlib.suppress(OSError):
+                self._filled[row] = os.pwrite(self._file, slab.data, self._at(row)) == slab.nbytes
+                self.fills += int(self._filled[row])
 
     def close(self) -> None:
         """See states onto the disk first and the note of what is filled second."""
-        if self.fills:
-            os.fsync(self._file)
-            partial = self._folder / f"{_FILLED}.{os.getpid()}.npy"
-            np.save(partial, self._filled)
-            os.replace(partial, self._folder / _FILLED)
-        os.close(self._file)
+        partial = self._folder / f"{_FILLED}.{os.getpid()}.npy"
+        try:
+            if self.fills:
+                os.fsync(self._file)
+                np.save(partial, self._filled)
+                os.replace(partial, self._folder / _FILLED)
+        except OSError:  # a full disk: the note of before still holds
+            partial.unlink(missing_ok=True)
+        finally:
+            os.close(self._file)
 
     def _at(self, row: int) -> int:
         return int(self._offsets[row]) * self._hidden * 4

@@ -115,6 +115,13 @@ def test_other_weights_have_another_fingerprint(
     assert Checkpoint(folder_of(stored)).fingerprint != Checkpoint(tiny_bert).fingerprint
 
 
+@pytest.mark.parametrize("change", [{"layer_norm_eps": 1e-5}, {"num_attention_heads": 2}, {"hidden_act": "relu"}])
+def test_the_same_weights_that_compute_otherwise_have_another_fingerprint(
+    change: dict[str, Any], tiny_bert: Path, stored: Tensors, folder_of: Callable[..., Path]
+) -> None:
+    assert Checkpoint(folder_of(stored, **change)).fingerprint != Checkpoint(tiny_bert).fingerprint
+
+
 def test_the_tokenizer_id_changes_with_the_vocabulary(
     tiny_bert: Path, stored: Tensors, folder_of: Callable[..., Path]
 ) -> None:

@@ -171,11 +171,12 @@ def test_own_settings_of_a_node_win() -> None:
     own = config.with_node(
         {
             **{"data-path": "/data/site", "model-path": "/models/bert", "local-depth": 3, "device": "cpu"},
-            **{"cache-dir": "/var/cache", "pool-dir": "/var/pools"},
+            **{"cache-dir": "/var/cache", "pool-dir": "/var/pools", "text-column": "note", "tags-column": "bio"},
         }
     )
     assert (own.dataset, own.model, own.local_depth, own.device) == ("/data/site", "/models/bert", 3, "cpu")
     assert (own.cache_folder, own.pool_folder) == (Path("/var/cache"), Path("/var/pools"))
+    assert (own.text_column, own.tags_column, own.label_column) == ("note", "bio", config.label_column)
     assert own.num_rounds == config.num_rounds
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedbt_app import forward, train
+from fedbt_app import forward, prefix, train
 from fedbt_app.blocks import HEAD
 from fedbt_app.checkpoint import Checkpoint
 from fedbt_app.costs import FlopMeter
@@ -166,3 +166,26 @@ def test_static_maskings_let_mlm_keep_its_frozen_prefix(
     for name, value in trained[0].items():
         torch.testing.assert_close(trained[1][name], value, rtol=0, atol=1e-6)
         assert torch.equal(trained[2][name], trained[1][name])
+
+
+def test_on_a_full_disk_what_was_not_written_whole_counts_as_missing_and_nothing_fails(
+    checkpoint: Checkpoint, rows: list[dict[str, object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, local = opened(tmp_path, rows), model(checkpoint, "classification")
+    made = list(train.batches(rows, collator(checkpoint, "classification"), 4, np.random.default_rng(0)))
+    whole, left = prefix.os.pwrite, [3]  # rows that still fit
+
+    def pwrite(file: int, content: memoryview, offset: int) -> int:
+        left[0] -= 1
+        if left[0] < -1:
+            raise OSError(28, "No space left on device")
+        return whole(file, content if left[0] >= 0 else content[:1], offset)
+
+    monkeypatch.setattr(prefix.os, "pwrite", pwrite)
+    for batch in made:
+        cache.write(batch, forward.prefix(local, batch, 2).states)
+    assert cache.fills == 3
+    cache.close()
+    again = opened(tmp_path, rows)
+    assert [again.read(batch) is not None for batch in made] == [False] * len(made)
+    again.close()
