@@ -1,6 +1,5 @@
 """Who is not let in, or not used: a wrong certificate, an unknown key, another base, a delta that is no number."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -56,17 +55,31 @@ TAMPERED = """
 import sys
 from importlib.util import find_spec
 
-class Tamper:  # lets NaN through, as an app of another make would
+def not_a_number(module):  # what training makes
+    deltas = module.LocalModel.deltas
+
+    def broken(self, weights):
+        for part, tensors in deltas(self, weights):
+            yield part, {{name: value * float("nan") for name, value in tensors.items()}}
+
+    module.LocalModel.deltas = broken
+
+def unchecked(module):  # lets NaN out, as an app of another make would
+    module._check_range = lambda *arguments: None
+
+class Tamper:
+    patches = {patches}
+
     def find_spec(self, name, path=None, target=None):
-        if name != "fedbt_app.codec":
+        patch = self.patches.pop(name, None)
+        if patch is None:
             return None
-        sys.meta_path.remove(self)
         spec = find_spec(name)
         execute = spec.loader.exec_module
 
         def patched(module):
             execute(module)
-            module._check_range = lambda *arguments: None
+            patch(module)
 
         spec.loader.exec_module = patched
         return spec
@@ -75,19 +88,19 @@ sys.meta_path.insert(0, Tamper())
 """
 
 
-def test_a_delta_that_is_not_finite_is_not_used(
-    federation: Federation, observe: Observe, tiny_bert: Path, tmp_path: Path
-) -> None:
-    damaged = shutil.copytree(tiny_bert, tmp_path / "damaged-bert")  # the same weights, so it is let in
-    config = json.loads((damaged / "config.json").read_text())
-    (damaged / "config.json").write_text(json.dumps(config | {"layer_norm_eps": -1e6}))
-    tampered = tmp_path / "tampered"
-    tampered.mkdir()
-    (tampered / "sitecustomize.py").write_text(TAMPERED)
-    python_path = os.pathsep.join([str(tampered), *filter(None, [os.environ.get("PYTHONPATH")])])
+def tampered(folder: Path, patches: str) -> str:
+    """Return a PYTHONPATH with which the client app's modules are patched as they are imported."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(TAMPERED.format(patches=patches))
+    return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def test_a_delta_that_is_not_finite_is_not_used(federation: Federation, observe: Observe, tmp_path: Path) -> None:
+    broken = "'fedbt_app.local_model': not_a_number"
     federation.node("alice")
-    honest = federation.node("bob", settings=f"model-path='{damaged}'")
-    sent = federation.node("carol", settings=f"model-path='{damaged}'", PYTHONPATH=python_path)
+    honest = federation.node("bob", PYTHONPATH=tampered(tmp_path / "broken", f"{{{broken}}}"))
+    unchecked = f"{{{broken}, 'fedbt_app.codec': unchecked}}"
+    sent = federation.node("carol", PYTHONPATH=tampered(tmp_path / "unchecked", unchecked))
     done = federation.submit(num_rounds=1, min_clients=3).finish()
     assert done.status == 0, done.log
     assert done.clients == [1]
