@@ -50,6 +50,8 @@ def run(
         When the run failed, with the reason that the server gave.
     """
     folder = RunConfig.load(values).output_folder
+    resume = f"the same command and resume={folder}" if superlink else f"`fedbt run --resume {folder}`"
+    go_on = f"go on with {resume}"
     if superlink is None:
         check_local_superlink()
     with tempfile.TemporaryDirectory(prefix="fedbt-") as scratch:
@@ -62,12 +64,12 @@ def run(
         try:
             run_id, reason = _stream(command, [superlink] if superlink else [], verbose, show)
         except KeyboardInterrupt:
-            raise FedBTError(f"interrupted: the run was stopped; go on with `fedbt run --resume {folder}`") from None
+            raise FedBTError(f"interrupted: the run was stopped; {go_on}") from None
     if run_id is None:
         raise FedBTError(f"Flower did not start the run: {reason or 'see its output with --verbose'}")
     status = _status(run_id, superlink)
     if status != "finished:completed":
-        raise FedBTError(reason or f"run {run_id} ended as {status}: see its output with --verbose")
+        raise FedBTError(reason or f"run {run_id} ended as {status}: see its output with --verbose, or {go_on}")
     return folder if superlink is None else None
 
 

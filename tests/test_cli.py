@@ -289,10 +289,11 @@ def test_failed_run_raises_the_reason_that_the_server_gave(fake_flwr: Fake) -> N
         launched(tmp_path)
 
 
-def test_failed_run_without_a_reason_names_its_status(fake_flwr: Fake) -> None:
+def test_failed_run_without_a_reason_names_its_status_and_how_to_go_on(fake_flwr: Fake) -> None:
     tmp_path = fake_flwr(STARTED, status="finished:failed")
-    with pytest.raises(FedBTError, match="run 77 ended as finished:failed"):
+    with pytest.raises(FedBTError, match="run 77 ended as finished:failed") as caught:
         launched(tmp_path)
+    assert f"go on with `fedbt run --resume {tmp_path / 'out'}`" in str(caught.value)
 
 
 def test_error_of_one_client_does_not_fail_a_run_that_completed(fake_flwr: Fake) -> None:
