@@ -27,8 +27,9 @@ finish() {
     [ -n "${KEEP:-}" ] || [ -z "${compose:-}" ] || $compose down -v > /dev/null 2>&1 || true
     if [ -n "$engine" ]; then
         kill "$engine" 2> /dev/null && wait "$engine" 2> /dev/null || true
+        umount "$scratch/exec/netns/default" 2> /dev/null || true # the engine leaves it mounted
     fi
-    rm -rf "$scratch"
+    rm -rf "$scratch" || true
     exit $status
 }
 trap finish EXIT
