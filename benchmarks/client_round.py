@@ -35,7 +35,7 @@ def measure(setting: Setting, method: str, local_depth: int, scratch: Path, bega
     Returns
     -------
     dict
-        Seconds of each of PHASES, and their `total` with the default codec, float32.
+        Seconds of each of PHASES, and their `total` with float32 deltas.
     """
     from transformers import BertForMaskedLM  # noqa: F401 (the lazy import that building a model waits for)
 

@@ -11,6 +11,7 @@ import shutil
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from fedbt_app.config import EMBEDDED, RunConfig
 from fedbt_app.errors import without_folders
 from fedbt_app.messages import read_reply, read_request
 from fedbt_app.packing import CODECS
+from fedbt_app.pool import Tensors
 
 KEYS = ("scenario", "codec", "seed")
 DELTAS = "deltas"
@@ -172,7 +174,7 @@ def _measure(folder: Path, scenario: str, seed: int) -> list[Row]:
                     "codec": codec,
                     "seed": seed,
                     "bits_per_parameter": 8 * size / (megabytes * 1e6 / 4),
-                    "relative_error": _relative_error(rounds, received),
+                    "relative_error": relative_error(rounds, received),
                 }
             )
     for row in rows:
@@ -181,11 +183,14 @@ def _measure(folder: Path, scenario: str, seed: int) -> list[Row]:
     return [row | tables.machine() for row in rows]
 
 
-def _relative_error(rounds: list[dict[str, torch.Tensor]], received: list[dict[str, torch.Tensor]]) -> float:
-    """Return ||received - sent|| / ||sent|| over all tensors of all rounds."""
-    error = sum(float((theirs[name] - value).square().sum()) for own, theirs in zip(rounds, received, strict=True)
-                for name, value in own.items())  # fmt: skip
-    return math.sqrt(error / sum(float(value.square().sum()) for own in rounds for value in own.values()))
+def relative_error(sent: Sequence[Tensors], received: Sequence[Tensors]) -> float:
+    """Return ||received - sent|| / ||sent|| over all tensors of all deltas."""
+    missed = [{name: theirs[name] - own[name] for name in own} for own, theirs in zip(sent, received, strict=True)]
+    return math.sqrt(sum(map(_energy, missed)) / sum(map(_energy, sent)))
+
+
+def _energy(tensors: Tensors) -> float:
+    return sum(float(value.square().sum()) for value in tensors.values())
 
 
 # The table ----------------------------------------------------------------------------------------------------

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import tables
 import torch
+from codec import relative_error
 from safetensors.torch import load_file
 
 from fedbt_app.codec import decode, encode
+from fedbt_app.pool import Tensors
 
-Tensors = dict[str, torch.Tensor]
 Result = tuple[float, Tensors]  # bits, and what the receiver gets
 GROUP = 128  # elements that are rotated together
 
@@ -32,24 +33,16 @@ def main() -> None:
         deltas = [load_file(path) for path in sorted(options.work.glob(f"{scenario}-float32-*/deltas/*.safetensors"))]
         for name, idea in IDEAS.items():
             results = [idea(delta) for delta in deltas]
-            error = sum(
-                _energy({key: got[key] - delta[key] for key in delta})
-                for delta, (_, got) in zip(deltas, results, strict=True)
-            )
             row = {
                 "scenario": scenario,
                 "idea": name,
                 "bits_per_parameter": sum(bits for bits, _ in results) / sum(map(_size, deltas)),
-                "relative_error": math.sqrt(error / sum(map(_energy, deltas))),
+                "relative_error": relative_error(deltas, [received for _, received in results]),
                 "deltas": len(deltas),
             }
             rows.append(row)
             print("| {scenario} | {idea} | {bits_per_parameter:.2f} | {relative_error:.3f} |".format(**row), flush=True)
     tables.store(options.output, rows, ("scenario", "idea"))
-
-
-def _energy(tensors: Tensors) -> float:
-    return sum(float(value.square().sum()) for value in tensors.values())
 
 
 def _size(tensors: Tensors) -> int:
@@ -91,15 +84,19 @@ def _divides(value: torch.Tensor) -> bool:
     return value.ndim > 1 and value.numel() % GROUP == 0
 
 
+def _vectors(tensors: Tensors) -> Result:
+    """Send biases and LayerNorm weights as the product does: as bfloat16."""
+    vectors = {name: value.bfloat16().float() for name, value in tensors.items() if value.ndim < 2}
+    return 16.0 * _size(vectors), vectors
+
+
 def scale_per_row(bits: int) -> Callable[[Tensors], Result]:
     """Give each output row one step instead of each block of 32."""
 
     def send(tensors: Tensors) -> Result:
-        total, received = 0.0, {}
-        for name, value in tensors.items():
-            if value.ndim < 2:
-                total, received[name] = total + 16 * value.numel(), value.bfloat16().float()
-                continue
+        total, received = _vectors(tensors)
+        for name in tensors.keys() - received.keys():
+            value = tensors[name]
             half = 2 ** (bits - 1)
             step = value.abs().amax(1, keepdim=True).div(half).bfloat16().float().clamp_min(1e-30)
             received[name] = ((value / step).floor().clamp(-half, half - 1) + 0.5) * step
@@ -113,11 +110,9 @@ def largest_only(share: float) -> Callable[[Tensors], Result]:
     """Send only the largest elements of each matrix, in int4, and a bit for each that says whether it is among them."""
 
     def send(tensors: Tensors) -> Result:
-        total, received = 0.0, {}
-        for name, value in tensors.items():
-            if value.ndim < 2:
-                total, received[name] = total + 16 * value.numel(), value.bfloat16().float()
-                continue
+        total, received = _vectors(tensors)
+        for name in tensors.keys() - received.keys():
+            value = tensors[name]
             flat = value.reshape(-1)
             chosen = torch.topk(flat.abs(), int(share * flat.numel()), sorted=False).indices.sort().values
             bits, kept = as_it_is("int4")({name: flat[chosen][None]})

@@ -168,7 +168,7 @@ class _TorchFile:
     def __init__(self, path: Path) -> None:
         try:  # weights_only: a checkpoint from the hub may not run code here
             self._tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception:
+        except Exception:  # of many kinds, for a file that may hold anything
             raise FedBTError(f"{path} is not a plain PyTorch weights file: convert it to model.safetensors") from None
         self.path, self.names = path, list(self._tensors)
 
