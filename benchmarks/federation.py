@@ -3,17 +3,19 @@
 import logging
 import multiprocessing
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from local_grid import LocalGrid, simulated
 
 import server_app
 from fedbt_app.config import RunConfig, defaults
+
+Job, Result = TypeVar("Job"), TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,11 @@ class Run:
     clients: int = 4
 
 
-def run_all(
-    runs: list[Run], processes: int, work: Callable[[Run], dict[str, Any]] | None = None
-) -> Iterator[tuple[Run, dict[str, Any]]]:
-    """Do all runs and yield each with its report, as they finish; the first that fails stops the rest."""
+def run_all(runs: Sequence[Job], processes: int, work: Callable[[Job], Result]) -> Iterator[tuple[Job, Result]]:
+    """Do `work` on all and yield each with what came of it, as they finish; the first that fails stops the rest."""
     spawned = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=spawned, max_tasks_per_child=1) as pool:
-        waiting: dict[Future[dict[str, Any]], Run] = {pool.submit(work or do, one): one for one in runs}
+        waiting: dict[Future[Result], Job] = {pool.submit(work, one): one for one in runs}
         try:
             for done in as_completed(waiting):
                 yield waiting[done], done.result()

@@ -134,7 +134,9 @@ class Client:
         kinds = config.static_maskings if config.task == "mlm" else 1
         if config.task == "mlm" and config.masking == "dynamic":
             return None
-        depth = frozen_prefix(config.method, config.task, arch.depth, config.local_depth, config.num_rounds)
+        depth = frozen_prefix(
+            config.method, config.task, arch.depth, config.local_depth, config.num_rounds, config.schedule
+        )
         base = f"{self.checkpoint.file_id} bf16={self._bfloat16}"
         budget = int(config.prefix_cache_gb * 1e9) // kinds  # each masking has a cache of its own
         return PrefixCache.open(folder, depth, rows, arch.hidden, base, budget)

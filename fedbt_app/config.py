@@ -37,6 +37,11 @@ class RunConfig:
 
     task: str = key("What is trained.", TASKS)
     method: str = key("What clients train and exchange; one row of the table in plan.py.", METHODS)
+    schedule: str = key(
+        "Blocks that each round trains (fedbt, fedbt-lora): `paper`, the published order, or your own: rounds parted by "
+        "`;`, blocks by `,`, negative ones counted from the top, begun again when it ends. `-1; -2,-1` trains the "
+        "last block, then the last two."
+    )
     model: str = key(
         "Base encoder: `embedded`, a hub id or a folder. Any checkpoint of model type bert. A node's `model-path` wins."
     )
@@ -103,6 +108,11 @@ class RunConfig:
     )
     round_timeout: float = key("Seconds to wait for clients in one round.", at_least=1)
     client_evaluation: str = key("When clients evaluate on their held-out rows.", ("never", "final", "every"))
+    central_evaluation: str = key(
+        "When the server evaluates on the central test set: `every` round, or before the first and after the last "
+        "(`final`).",
+        ("final", "every"),
+    )
     precision: str = key(
         "Matrix products in bfloat16 or float32; `auto` takes bfloat16 where the hardware has it.",
         ("auto", "float32", "bf16"),

@@ -1,6 +1,6 @@
-"""What is trained when: the methods, the two schedules, and one client's plan for one round.
+"""What is trained when: the methods, the schedules, and one client's plan for one round.
 
-The schedules and the sampled local models are those of Wang et al., "Efficient framework for BERT
+The two schedules of PAPER and the sampled local models are those of Wang et al., "Efficient framework for BERT
 model training based on federated learning" (Journal of Software 36(9), 2025), sections on further
 pre-training and fine-tuning.
 """
@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedbt_app.blocks import EMBEDDINGS, HEAD, adapter_part, block_part
+from fedbt_app.errors import FedBTError
+
+PAPER = "paper"
 
 
 @dataclass(frozen=True)
@@ -83,28 +86,72 @@ def cyclic_decreasing(num_rounds: int, depth: int) -> list[int]:
     return [depth - 1 - index % window for index in range(num_rounds)]
 
 
-def frozen_prefix(method: str, task: str, depth: int, local_depth: int, num_rounds: int) -> int:
+def scheduled_blocks(schedule: str, task: str, depth: int, local_depth: int, num_rounds: int) -> list[tuple[int, ...]]:
+    """Return the blocks that each round trains, ascending.
+
+    Parameters
+    ----------
+    schedule
+        PAPER, or what each round trains, again from the start when the rounds outnumber it: rounds are parted by
+        `;`, blocks by `,` and negative ones count from the top. `-1; -2,-1` trains the last block, then the last two.
+
+    Raises
+    ------
+    FedBTError
+        If `schedule` is neither, or names a block that the model has not.
+    """
+    if schedule != PAPER:
+        cycle = [_blocks(turn, schedule, depth) for turn in schedule.split(";")]
+        return [cycle[index % len(cycle)] for index in range(num_rounds)]
+    if task == "mlm":
+        return [(block,) for block in shallow_progressive(num_rounds, local_depth)]
+    return [tuple(range(lowest, depth)) for lowest in cyclic_decreasing(num_rounds, depth)]
+
+
+def _blocks(turn: str, schedule: str, depth: int) -> tuple[int, ...]:
+    try:
+        named = [int(name) for name in turn.split(",")]
+    except ValueError:
+        raise FedBTError(f"schedule={schedule} is not one: write paper, or blocks as in `-1; -2,-1`") from None
+    for block in named:
+        if not -depth <= block < depth:
+            raise FedBTError(
+                f"schedule={schedule} names block {block}, the model has 0 to {depth - 1}: name one of those"
+            )
+    return tuple(sorted({block % depth for block in named}))
+
+
+def frozen_prefix(method: str, task: str, depth: int, local_depth: int, num_rounds: int, schedule: str = PAPER) -> int:
     """Return how many of a local model's lowest blocks are the same, and frozen, in every round of the run."""
-    plans = [plan_round(method, task, depth, local_depth, num_rounds, index, 0, "") for index in range(num_rounds)]
+    rounds = range(num_rounds)
+    plans = [plan_round(method, task, depth, local_depth, num_rounds, index, 0, "", schedule) for index in rounds]
     first = plans[0].local_blocks
     lowest = min(plan.lowest_trained for plan in plans)
     same = [len({plan.local_blocks[position] for plan in plans}) == 1 for position in range(len(first))]
     return max(0, min(lowest, same.index(False) if False in same else len(first)))
 
 
-def default_local_depth(method: str, task: str, depth: int) -> int:
+def default_local_depth(method: str, task: str, depth: int, schedule: str = PAPER) -> int:
     """Return L_k where the user gives none: half the depth for sampled pre-training, all of it else."""
-    sampled = METHODS[method].blocks == "scheduled" and task == "mlm"
+    sampled = METHODS[method].blocks == "scheduled" and task == "mlm" and schedule == PAPER
     return max(1, depth // 2) if sampled else depth
 
 
 def plan_round(
-    method: str, task: str, depth: int, local_depth: int, num_rounds: int, round_: int, seed: int, client: str
+    method: str,
+    task: str,
+    depth: int,
+    local_depth: int,
+    num_rounds: int,
+    round_: int,
+    seed: int,
+    client: str,
+    schedule: str = PAPER,
 ) -> RoundPlan:
     """Plan round `round_` (from 0) for a client that builds `local_depth` of `depth` blocks.
 
     A client shallower than its round's blocks trains the nearest it can hold: the deepest of its
-    shallow blocks in pre-training, the topmost `local_depth` blocks in fine-tuning.
+    shallow blocks in the paper's pre-training, else the topmost `local_depth` of the round's blocks.
     """
     row = METHODS[method]
     everything = tuple(range(depth))
@@ -112,15 +159,13 @@ def plan_round(
         return RoundPlan(round_, everything, ())
     if row.blocks == "all":
         return RoundPlan(round_, everything, everything, row.embeddings, row.adapters)
-    local_depth = min(local_depth or default_local_depth(method, task, depth), depth)
-    if task == "mlm":
-        block = shallow_progressive(num_rounds, local_depth)[round_]
-        trained: tuple[int, ...] = (block,)
-        local = _sampled_above(block, local_depth, depth, _generator(seed, client, round_))
+    local_depth = min(local_depth or default_local_depth(method, task, depth, schedule), depth)
+    trained = scheduled_blocks(schedule, task, depth, local_depth, num_rounds)[round_][-local_depth:]
+    if task == "mlm" and schedule == PAPER:
+        local = _sampled_above(trained[0], local_depth, depth, _generator(seed, client, round_))
     else:
-        lowest = max(cyclic_decreasing(num_rounds, depth)[round_], depth - local_depth)
-        trained = everything[lowest:]
-        local = everything[: local_depth - len(trained)] + trained
+        frozen = [block for block in everything if block not in trained][: local_depth - len(trained)]
+        local = tuple(sorted((*frozen, *trained)))
     return RoundPlan(round_, local, trained, row.embeddings, row.adapters)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fedbt_app.blocks import HEAD, Architecture, count
 from fedbt_app.packing import payload_bytes
-from fedbt_app.plan import METHODS, RoundPlan, plan_round
+from fedbt_app.plan import METHODS, PAPER, RoundPlan, plan_round
 
 BYTES = 4  # of a float32
 _FUSED_BACKWARD, _PLAIN_BACKWARD = 5, 4  # products: a fused attention kernel computes the scores again
@@ -135,10 +135,11 @@ def predict_rounds(
     shape: StepShape,
     rank: int,
     codec: str = "float32",
+    schedule: str = PAPER,
 ) -> list[RoundCosts]:
     """Predict every round of one client."""
     plans = [
-        plan_round(method, task, arch.depth, local_depth, num_rounds, round_, seed=0, client="")
+        plan_round(method, task, arch.depth, local_depth, num_rounds, round_, seed=0, client="", schedule=schedule)
         for round_ in range(num_rounds)
     ]
     return [round_costs(arch, task, num_labels, plan, shape, rank, codec) for plan in plans]

@@ -53,7 +53,7 @@ def preview(config: RunConfig, arch: Architecture, num_labels: int, examples: in
     return Preview(
         rounds=predict.predict_rounds(
             *(arch, config.task, config.method, num_labels, config.num_rounds, config.local_depth),
-            *(shape, config.lora_rank, config.codec),
+            *(shape, config.lora_rank, config.codec, config.schedule),
         ),
         steps=math.ceil(examples / config.batch_size) * config.local_epochs,
         stock_step_flops=predict.stock_step_flops(arch, config.task, num_labels, shape.batch, shape.length),

@@ -23,7 +23,7 @@ from fedbt_app.dialogue import Dialogue
 from fedbt_app.errors import FedBTError
 from fedbt_app.events import BeforeTraining, Blocks, HeldOut, Metrics, Replied, RoundBegan, RoundDone, WentOn
 from fedbt_app.local_model import Weights, model_spec, new_tensors
-from fedbt_app.plan import RoundPlan, plan_round
+from fedbt_app.plan import RoundPlan, plan_round, scheduled_blocks
 from fedbt_app.roster import Participant, Roster
 from fedbt_app.snapshot import Progress
 from fedbt_app.state import GlobalState, WeightedSum
@@ -65,6 +65,8 @@ class FedBT:
         positions = checkpoint.architecture.positions
         if config.max_length > positions:
             raise FedBTError(f"max-length={config.max_length} but {config.model} has {positions} positions: lower it")
+        depth = checkpoint.architecture.depth
+        scheduled_blocks(config.schedule, config.task, depth, depth, config.num_rounds)  # refuses what is none
         self.config, self.checkpoint = config, checkpoint
         self._evaluate, self._on_round, self._test_labels, self._keep = evaluate, on_round, list(test_labels), keep
         self.lineage = uuid.uuid4().hex
@@ -139,7 +141,8 @@ class FedBT:
             self._evaluate_on_clients(round_)
         examples = sum(weight for weight, _ in replies.losses)
         metrics = {"train_loss": sum(weight * loss for weight, loss in replies.losses) / examples}
-        metrics |= self._evaluate(self)
+        if last or self.config.central_evaluation == "every":
+            metrics |= self._evaluate(self)
         entry = RoundEntry(
             round=round_,
             trained_blocks=sorted(replies.blocks),
@@ -205,7 +208,8 @@ class FedBT:
         config, depth = self.config, self.checkpoint.architecture.depth
         local_depth = one.capabilities.local_depth or config.local_depth
         plan = plan_round(
-            config.method, config.task, depth, local_depth, config.num_rounds, round_ - 1, config.seed, one.name
+            *(config.method, config.task, depth, local_depth, config.num_rounds, round_ - 1, config.seed, one.name),
+            config.schedule,
         )
         for part in plan.trained_parts:
             self._introduce(part)

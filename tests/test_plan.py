@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedbt_app.errors import FedBTError
 from fedbt_app.plan import (
     METHODS,
     RoundPlan,
@@ -170,3 +171,44 @@ def test_fedbt_lora_trains_adapters_where_fedbt_trains_blocks(task: str) -> None
 def test_every_method_of_the_table_can_be_planned() -> None:
     assert set(METHODS) == {"fedbt", "full", "head", "lora", "fedbt-lora"}
     assert all(plan("mlm", method=method).trained_parts[-1] == "head" for method in METHODS)
+
+
+# Schedules of one's own ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "blocks"),
+    [
+        ("-1", [(11,)] * 4),
+        ("-2,-1", [(10, 11)] * 4),
+        ("-1; -2,-1", [(11,), (10, 11), (11,), (10, 11)]),
+        ("0; 1; 5,11,-1", [(0,), (1,), (5, 11), (0,)]),
+    ],
+)
+def test_a_schedule_names_the_blocks_of_each_round_and_begins_again(schedule: str, blocks: list[tuple[int]]) -> None:
+    plans = [plan("mlm", round_, num_rounds=4, schedule=schedule) for round_ in range(4)]
+    assert [one.trained_blocks for one in plans] == blocks
+    assert {one.local_blocks for one in plans} == {tuple(range(12))}  # all of them: nothing to sample
+
+
+def test_the_published_schedule_is_what_paper_names() -> None:
+    for task, schedule in (("mlm", "0;0;0;0;0;1;1;1;2;3"), ("ner", "11;10,11;9,10,11")):
+        rounds = len(schedule.split(";"))
+        own = [plan(task, round_, local_depth=12, schedule=schedule) for round_ in range(rounds)]
+        assert own == [plan(task, round_, local_depth=12) for round_ in range(rounds)]
+
+
+def test_a_client_below_full_depth_keeps_what_it_trains_and_the_shallowest_others() -> None:
+    made = plan("mlm", local_depth=4, schedule="3,-2,-1")
+    assert (made.trained_blocks, made.local_blocks) == ((3, 10, 11), (0, 3, 10, 11))
+    made = plan("classification", local_depth=2, schedule="3,-2,-1")
+    assert (made.trained_blocks, made.local_blocks) == ((10, 11), (10, 11))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "problem"), [("top", "is not one"), ("", "is not one"), ("12", "block 12"), ("-13;0", "block -13")]
+)
+def test_what_is_no_schedule_is_refused_in_one_line(schedule: str, problem: str) -> None:
+    with pytest.raises(FedBTError, match=problem) as raised:
+        plan("ner", schedule=schedule)
+    assert len(str(raised.value).splitlines()) == 1

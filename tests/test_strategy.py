@@ -242,6 +242,17 @@ def test_refused_replies_are_booked_too(small: Settings) -> None:
     assert total == sum(map(serialised_bytes, run.grid.sent + run.grid.received))
 
 
+def test_the_server_evaluates_each_round_or_at_the_end_only(small: Settings) -> None:
+    scored = {}
+    for when in ("every", "final"):
+        values = small(num_rounds=3, central_evaluation=when)
+        config = RunConfig.load(values)
+        strategy = FedBT(config, Checkpoint(Path(config.model)), lambda strategy: {"accuracy": 0.5}, lambda entry: None)
+        outcome = strategy.start(RecordingGrid(values, simulated(2)))
+        scored[when] = ["accuracy" in entry.metrics for entry in outcome.rounds]
+    assert scored == {"every": [True, True, True], "final": [False, False, True]}
+
+
 def test_rounds_add_up_to_the_cost(small: Settings) -> None:
     outcome = federate(small(num_rounds=3, client_evaluation="every"), simulated(3)).outcome
     for name in ("train_flops", "uplink_bytes", "downlink_bytes"):

@@ -1,0 +1,87 @@
+"""The published ablations of further pre-training, in our reading, and other ways to draw the local model.
+
+Each changes what `plan_round` gives to the server, in this process only. L_k is the depth of the local model, l the
+trained block. METHOD: Wang et al., Journal of Software 36(9), 2025; what the ablations' names stand for is inferred.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from fedbt_app import plan, strategy
+from fedbt_app.plan import RoundPlan
+
+Change = Callable[[RoundPlan, int, np.random.Generator], RoundPlan]
+
+
+def _with_above(plan_: RoundPlan, above: Any) -> RoundPlan:
+    kept = plan_.local_blocks[: plan_.trained_blocks[0] + 1]
+    return replace(plan_, local_blocks=kept + tuple(map(int, above)))
+
+
+def _all_local(plan_: RoundPlan, depth: int, rng: np.random.Generator) -> RoundPlan:
+    """Train every parameter of the local model, whose blocks are drawn without replacement: each has one delta."""
+    drawn = _distinct(plan_, depth, rng)
+    return replace(drawn, trained_blocks=drawn.local_blocks, embeddings=True)
+
+
+def _without_progress(plan_: RoundPlan, depth: int, rng: np.random.Generator) -> RoundPlan:
+    """Train block 0 in every round."""
+    above = rng.integers(1, depth, size=len(plan_.local_blocks) - 1)
+    return replace(plan_, trained_blocks=(0,), local_blocks=(0, *sorted(map(int, above))))
+
+
+def _without_mapping(plan_: RoundPlan, depth: int, rng: np.random.Generator) -> RoundPlan:
+    """Put the drawn blocks above l in random order, not in that of the global model."""
+    return _with_above(plan_, rng.permutation(plan_.local_blocks[plan_.trained_blocks[0] + 1 :]))
+
+
+def _without_sampling(plan_: RoundPlan, depth: int, rng: np.random.Generator) -> RoundPlan:
+    """Take blocks 0 .. L_k - 1, in every round."""
+    return _with_above(plan_, range(plan_.trained_blocks[0] + 1, len(plan_.local_blocks)))
+
+
+def _distinct(plan_: RoundPlan, depth: int, rng: np.random.Generator) -> RoundPlan:
+    """Draw the blocks above l without replacement."""
+    first = plan_.trained_blocks[0] + 1
+    size = len(plan_.local_blocks) - first
+    return _with_above(plan_, sorted(rng.choice(np.arange(first, depth), size, replace=False)))
+
+
+def _distinct_with_last(plan_: RoundPlan, depth: int, rng: np.random.Generator) -> RoundPlan:
+    """Draw the blocks above l without replacement, the last block always among them."""
+    first = plan_.trained_blocks[0] + 1
+    if not (size := len(plan_.local_blocks) - first):
+        return plan_
+    return _with_above(plan_, [*sorted(rng.choice(np.arange(first, depth - 1), size - 1, replace=False)), depth - 1])
+
+
+ABLATIONS: dict[str, Change] = {
+    "all-local": _all_local,
+    "without-progress": _without_progress,
+    "without-mapping": _without_mapping,
+    "without-sampling": _without_sampling,
+    "distinct": _distinct,
+    "distinct-with-last": _distinct_with_last,
+}
+
+
+@contextmanager
+def ablated(name: str) -> Iterator[None]:
+    """Have the server plan by this ablation; an empty name changes nothing."""
+
+    def changed(method: str, task: str, depth: int, *others: Any) -> RoundPlan:
+        made = plan.plan_round(method, task, depth, *others)
+        _, _, round_, seed, client, *_ = others
+        return ABLATIONS[name](made, depth, np.random.default_rng([seed, zlib.crc32(client.encode()), round_, 1]))
+
+    if not name:
+        yield
+        return
+    with patch.object(strategy, "plan_round", changed):
+        yield

@@ -1,0 +1,196 @@
+"""The cells of the paper's tables: from declarative files to runs, and finished ones as JSON lines.
+
+A file in benchmarks/paper/ is one table. `[settings]` hold for all of its cells, `[datasets.NAME]` and `[[cells]]` add
+their own; a cell is one (method, variant), run for each data set and seed. `grid` makes a variant of each entry;
+`tuned-by` names the table whose best entry for that method gives a cell the settings to tune. `[[downstream]]` are
+runs on the model that a cell has made.
+"""
+
+import json
+import os
+import statistics
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedbt_app.config import defaults
+from fedbt_app.errors import FedBTError
+from fedbt_app.tasks import PRIMARY_METRIC
+
+KEY = ("table", "dataset", "method", "variant", "seed")
+LOWER_IS_BETTER = {"loss"}
+
+Line = dict[str, Any]
+Key = tuple[str, str, str, str, int]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of a job: `settings` are changes to the default configuration, by dashed keys."""
+
+    dataset: str
+    settings: dict[str, Any]
+    clients: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process does: a run, and those on the model that it made; each gives one line."""
+
+    table: str
+    method: str
+    variant: str
+    seed: int
+    stages: tuple[Stage, ...]
+    split: str = "test"
+    student: int = 0  # start from the first so many blocks of the base only
+    ablation: str = ""  # of ablations.py
+    bare: bool = False  # no run of its own: the later stages start from the base
+
+    @property
+    def keys(self) -> list[Key]:
+        """The lines that it gives."""
+        return [(self.table, stage.dataset, self.method, self.variant, self.seed) for stage in self.own_stages]
+
+    @property
+    def own_stages(self) -> tuple[Stage, ...]:
+        """The stages that it runs."""
+        return self.stages[1:] if self.bare else self.stages
+
+
+# Lines --------------------------------------------------------------------------------------------------------
+
+
+def read_lines(path: Path) -> dict[Key, Line]:
+    """Return the finished cells by table, data set, method, variant and seed."""
+    if not path.exists():
+        return {}
+    lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+    return {key_of(line): line for line in lines}
+
+
+def add_lines(path: Path, new: Iterable[Line]) -> None:
+    """Add finished cells, in place of those that were there; the file is whole at any time."""
+    lines = read_lines(path) | {key_of(line): line for line in new}
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines.values())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def key_of(line: Line) -> Key:
+    """Return what the line is about."""
+    table, dataset, method, variant, seed = (line[name] for name in KEY)
+    return table, dataset, method, variant, seed
+
+
+def best(lines: Iterable[Line]) -> Line:
+    """Return the line with the best mean over seeds of its (method, variant)."""
+    own = list(lines)
+    means = {
+        variant: statistics.mean(one["value"] for one in own if one["variant"] == variant)
+        for variant in {one["variant"] for one in own}
+    }
+    lower = own[0]["metric"] in LOWER_IS_BETTER
+    chosen = (min if lower else max)(means, key=lambda variant: means[variant])
+    return next(one for one in own if one["variant"] == chosen)
+
+
+# Tables -------------------------------------------------------------------------------------------------------
+
+
+def read_table(path: Path, done: Mapping[Key, Line]) -> list[Job]:
+    """Return a table's jobs, by seed first: stopped early, it is a whole table of fewer seeds.
+
+    Raises
+    ------
+    FedBTError
+        If the table is tuned by another that has no finished line for one of its methods.
+    """
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    jobs = []
+    for cell in table["cells"]:
+        for dataset in cell.get("datasets", table["datasets"]):
+            for entry in cell.get("grid", [{}]):
+                jobs += [_job(path.stem, table, cell, dataset, entry, seed, done) for seed in _seeds(table, cell)]
+    return sorted(jobs, key=lambda job: job.seed)
+
+
+def _seeds(table: Mapping[str, Any], cell: Mapping[str, Any]) -> list[int]:
+    return list(cell.get("seeds", table["seeds"]))
+
+
+def _job(
+    name: str,
+    table: Mapping[str, Any],
+    cell: Mapping[str, Any],
+    dataset: str,
+    entry: Mapping[str, Any],
+    seed: int,
+    done: Mapping[Key, Line],
+) -> Job:
+    common, curve = table["settings"], {"central-evaluation": "every" if seed in table.get("curves", []) else "final"}
+    clients = cell.get("clients", table["clients"])
+
+    def settings(about: Mapping[str, Any], data: str, tuned: str) -> dict[str, Any]:
+        by = about.get("tuned-by", table.get("tuned-by"))
+        chosen = _tuned(by, about.get("tuned-on", data), tuned, done) if by else {}
+        return {**common, **about.get("settings", {}), **chosen}
+
+    bare = cell.get("bare", False)
+    own = {} if bare else settings(table["datasets"][dataset], dataset, cell.get("tuned-as", cell["method"]))
+    stages = [Stage(dataset, {**common, **own, **cell.get("settings", {}), **entry, **curve, "seed": seed}, clients)]
+    for after in table.get("downstream", []):
+        values = settings(after, after["dataset"], after["tuned-as"]) | {"central-evaluation": "final", "seed": seed}
+        stages.append(Stage(after["dataset"], values, table["clients"]))
+    return Job(
+        table=name,
+        method=cell["method"],
+        variant=", ".join(f"{key}={value}" for key, value in entry.items()) or cell.get("variant", ""),
+        seed=seed,
+        stages=tuple(stages),
+        split=table.get("split", "test"),
+        student=cell.get("student", 0),
+        ablation=cell.get("ablation", ""),
+        bare=bare,
+    )
+
+
+def _tuned(table: str, dataset: str, method: str, done: Mapping[Key, Line]) -> dict[str, Any]:
+    """Return the tried settings that gave the best validation score."""
+    own = [line for key, line in done.items() if key[:3] == (table, dataset, method)]
+    if not own:
+        raise FedBTError(f"table {table} has no line for {method} on {dataset}: run `paper.py {table}` first")
+    return dict(best(own)["tried"])
+
+
+def line_of(job: Job, stage: Stage, values: Mapping[str, Any], report: Mapping[str, Any], seconds: float) -> Line:
+    """Return the line of a finished stage, run with `values`; `tried` is what the variants of a grid differ in."""
+    metric = PRIMARY_METRIC[report["task"]]
+    cost, rounds = report["cost"], report["rounds"]
+    standard = defaults()
+    names = ("train_flops", "uplink_bytes", "downlink_bytes")
+    curve, sums = [], dict.fromkeys(names, 0)
+    for entry in rounds:
+        sums = {name: sums[name] + entry[name] for name in names}
+        if metric in entry["metrics"]:
+            curve.append([entry["round"], *sums.values(), entry["metrics"][metric]])
+    tried = {name.split("=")[0] for name in job.variant.split(", ") if "=" in name}
+    return {
+        **dict(zip(KEY, (job.table, stage.dataset, job.method, job.variant, job.seed), strict=True)),
+        "metric": metric,
+        "value": report["final"][metric],
+        "initial": report["initial"][metric],
+        **{name: cost[name] for name in (*names, "client_seconds", "stock_flops", "same_flops", "peak_memory_bytes")},
+        "full_bytes": report["reference"]["uplink_bytes"],
+        "trained_blocks": [entry["trained_blocks"] for entry in rounds],
+        "curve": curve,
+        "wall_seconds": round(seconds, 1),
+        "clients": stage.clients,
+        "settings": {name: value for name, value in values.items() if standard[name] != value},
+        "tried": {name: value for name, value in values.items() if name in tried},
+    }

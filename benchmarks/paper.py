@@ -1,0 +1,153 @@
+"""Run the paper's tables: the cells that benchmarks/results/paper.jsonl does not have yet.
+
+    python benchmarks/paper.py finetune-tuning finetune --data FOLDER
+    python benchmarks/paper.py finetune --only method=FedBT dataset=chemprot --set model=bert-base-uncased
+
+Each cell is a whole run of the product in a process of its own, on one thread. It can be stopped at any time.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ablations import ablated
+from cells import KEY, Job, Key, Line, add_lines, line_of, read_lines, read_table
+from federation import Run, do, run_all
+from students import shallow_student
+
+from fedbt_app.config import EMBEDDED, parse_assignment
+from fedbt_app.errors import FedBTError
+
+HERE = Path(__file__).resolve().parent
+TABLES = HERE / "paper"
+RESULTS = HERE / "results" / "paper.jsonl"
+
+
+def main() -> None:
+    """Parse the command line and run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="+", choices=sorted(path.stem for path in TABLES.glob("*.toml")))
+    parser.add_argument("--data", type=Path, required=True, help="folder with one folder for each data set")
+    parser.add_argument("--models", type=Path, help="folder with the models that tables name by folder")
+    parser.add_argument("--only", nargs="+", default=[], metavar="KEY=VALUE", help=f"cells with these {', '.join(KEY)}")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings to change in every cell")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path("runs/paper"), help="folder for the runs")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--force", action="store_true", help="run again what is there")
+    parser.add_argument("--list", action="store_true", help="only say what there is to do")
+    options = parser.parse_args()
+    try:
+        for table in options.tables:
+            _run_table(table, options)
+    except FedBTError as error:
+        sys.exit(f"paper.py: error: {error}")
+
+
+def _run_table(table: str, options: argparse.Namespace) -> None:
+    done = read_lines(options.output)
+    wanted = dict(text.split("=", 1) for text in options.only)
+    jobs = [job for job in read_table(TABLES / f"{table}.toml", done) if _matches(job, wanted)]
+    left = [job for job in jobs if options.force or not all(key in done for key in job.keys)]
+    print(f"{table}: {len(left)} of {len(jobs)} jobs to do", file=sys.stderr, flush=True)
+    if options.list:
+        for job in left:
+            print(f"  {_title(job)}", file=sys.stderr)
+        return
+    began = time.monotonic()
+    work = partial(
+        run_job,
+        data=options.data.resolve(),
+        models=options.models.resolve() if options.models else None,
+        work=options.work.resolve(),
+        changes=dict(map(parse_assignment, options.set)),
+    )
+    todo = list(left)
+    for job, lines in run_all(left, options.processes, work):
+        add_lines(options.output, lines)
+        todo.remove(job)
+        done = read_lines(options.output)
+        results = ", ".join(f"{line['dataset']} {line['metric']} {line['value']:.4f}" for line in lines)
+        minutes = (time.monotonic() - began) / 60, _seconds_left(todo, done) / options.processes / 60
+        print(
+            f"{table}: {len(left) - len(todo)} of {len(left)}: {_title(job)}: {results}; "
+            f"{minutes[0]:.0f} min so far, about {minutes[1]:.0f} to go",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _matches(job: Job, wanted: Mapping[str, str]) -> bool:
+    return any(
+        all(str(dict(zip(KEY, key, strict=True))[name]) == value for name, value in wanted.items()) for key in job.keys
+    )
+
+
+def _title(job: Job) -> str:
+    return f"{job.own_stages[0].dataset}, {job.method} {job.variant}, seed {job.seed}".replace(" ,", ",")
+
+
+def _seconds_left(todo: Iterable[Job], done: Mapping[Key, Line]) -> float:
+    """Expect of each job what the same cell took with another seed, else the mean of its data set, else of all."""
+    total = 0.0
+    for key in (key for job in todo for key in job.keys):
+        for depth in (4, 2, 1, 0):
+            if known := [line["wall_seconds"] for other, line in done.items() if other[:depth] == key[:depth]]:
+                total += statistics.mean(known)
+                break
+    return total
+
+
+def run_job(job: Job, data: Path, models: Path | None, work: Path, changes: Mapping[str, Any]) -> list[Line]:
+    """Do a job in this process and return its lines; nothing of it stays on disk."""
+    folder = work / "-".join([job.table, job.own_stages[0].dataset, job.method, job.variant, str(job.seed)]).replace(
+        "/", "_"
+    )
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    base = _base(job, models, folder, changes)
+    lines: list[Line] = []
+    for number, stage in enumerate(job.own_stages):
+        if lines:  # on the model that the first stage has made
+            base = str(folder / "0" / "model")
+        values = stage.settings | {"min-clients": stage.clients} | changes
+        paths = {"dataset": str(_data(data, stage.dataset, job.split, folder)), "model": base}
+        begin = time.monotonic()
+        with ablated("" if number else job.ablation):
+            report = do(Run(job.keys[number], values | paths, folder / str(number), stage.clients))
+        lines.append(line_of(job, stage, values, report, time.monotonic() - begin))
+    shutil.rmtree(folder)
+    return lines
+
+
+def _base(job: Job, models: Path | None, folder: Path, changes: Mapping[str, Any]) -> str:
+    named = str(changes.get("model", job.stages[0].settings.get("model", EMBEDDED)))
+    base = str(models / named) if models and (models / named).is_dir() else named
+    return str(shallow_student(base, job.student, folder / "student")) if job.student else base
+
+
+def _data(data: Path, name: str, split: str, folder: Path) -> Path:
+    """Return the data's folder, or one without its test split: the product then tests on `validation`."""
+    source = data / name
+    if not source.is_dir():
+        raise FedBTError(f"--data {data} has no folder {name}: it is one of the tables' data sets")
+    if split == "test":
+        return source
+    reduced = folder / "data" / name
+    reduced.mkdir(parents=True, exist_ok=True)
+    for file in source.glob("*"):
+        if not file.name.startswith("test"):
+            (reduced / file.name).symlink_to(file)
+    return reduced
+
+
+if __name__ == "__main__":
+    main()

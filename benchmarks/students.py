@@ -1,0 +1,27 @@
+"""A shallow student: the first blocks of a base checkpoint as a checkpoint of their own."""
+
+import json
+import shutil
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from fedbt_app.checkpoint import Checkpoint, find_model
+
+
+def shallow_student(base: str, blocks: int, folder: Path) -> Path:
+    """Write the first `blocks` blocks of `base`, its embeddings and its heads into `folder`, undistilled."""
+    source = find_model(base)
+    checkpoint = Checkpoint(source)
+    folder.mkdir(parents=True, exist_ok=True)
+    arch = checkpoint.architecture
+    shapes = arch.embeddings() | arch.head("mlm", 0) | arch.head("classification", 0)
+    for index in range(blocks):
+        shapes |= arch.block(index)
+    kept = {name: checkpoint.tensor(name).clone() for name in shapes if name in checkpoint}
+    save_file(kept, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({**checkpoint.config, "num_hidden_layers": blocks}))
+    for file in source.glob("*"):
+        if file.is_file() and ("token" in file.name or file.name == "vocab.txt"):
+            shutil.copy(file, folder)
+    return folder
