@@ -38,8 +38,8 @@ class RunConfig:
     task: str = key("What is trained.", TASKS)
     method: str = key("What clients train and exchange; one row of the table in plan.py.", METHODS)
     schedule: str = key(
-        "Blocks that each round trains (fedbt, fedbt-lora): `paper`, the published order, or your own: rounds parted by "
-        "`;`, blocks by `,`, negative ones counted from the top, begun again when it ends. `-1; -2,-1` trains the "
+        "Blocks that each round trains (fedbt, fedbt-lora): `paper`, the published order, or your own: rounds parted "
+        "by `;`, blocks by `,`, negative ones counted from the top, begun again when it ends. `-1; -2,-1` trains the "
         "last block, then the last two."
     )
     model: str = key(
