@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # The CPU build of torch, from any index that offers one; a GPU machine sets TORCH to its own build (README).
 TORCH  ?= torch==2.13.0
 
-.PHONY: env demo deploy-demo test test-deployment lint docs bench stop clean
+.PHONY: env demo deploy-demo test test-deployment lint docs results bench stop clean
 
 env: $(VENV)/.ready
 
@@ -41,6 +41,10 @@ lint: env
 
 docs: env
 	$(BIN)/python docs/make_config_reference.py
+
+# The tables and plots of README and docs from benchmarks/results/; `benchmarks/paper.py` makes what is in there.
+results: env
+	$(BIN)/python docs/make_results.py
 
 bench: env
 	$(BIN)/python benchmarks/client_step.py

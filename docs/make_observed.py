@@ -1,9 +1,10 @@
 """Write what `make test-deployment` observed into docs/deployment.md: the table of faults, the bytes on the wire."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
+
+from marks import filled
 
 OBSERVED = Path(__file__).parent.parent / "tests" / "deployment" / "observed.json"
 TARGET = Path(__file__).with_name("deployment.md")
@@ -37,12 +38,9 @@ def wire(seen: dict[str, Any]) -> str:
 
 def main() -> None:
     """Replace what stands between the marks."""
-    book, page = json.loads(OBSERVED.read_text(encoding="utf-8")), TARGET.read_text(encoding="utf-8")
-    for name, made in (("faults", faults(book["faults"])), ("wire", wire(book["wire"]))):
-        block = f"<!-- {name}, by docs/{Path(__file__).name} -->\n{made}\n<!-- /{name} -->"
-        page, found = re.subn(rf"<!-- {name}, .*?<!-- /{name} -->", lambda _, block=block: block, page, flags=re.DOTALL)
-        assert found == 1, f"{TARGET} has {found} places for {name}, not 1"
-    TARGET.write_text(page, encoding="utf-8")
+    book = json.loads(OBSERVED.read_text(encoding="utf-8"))
+    blocks = {"faults": faults(book["faults"]), "wire": wire(book["wire"])}
+    TARGET.write_text(filled(TARGET, blocks, "docs/make_observed.py"), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,28 @@
+"""Blocks of a page that are made from results: they stand between `<!-- NAME, by SCRIPT -->` and `<!-- /NAME -->`."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def filled(page: Path, blocks: Mapping[str, str], script: str) -> str:
+    """Return the page's text with each of the blocks in its place, of which it must have exactly one."""
+    text = page.read_text(encoding="utf-8")
+    for name, made in blocks.items():
+        block = f"<!-- {name}, by {script} -->\n{made}\n<!-- /{name} -->"
+        marks = rf"<!-- {re.escape(name)}, .*?<!-- /{re.escape(name)} -->"
+        text, found = re.subn(marks, lambda _, block=block: block, text, flags=re.DOTALL)
+        if found != 1:
+            raise ValueError(f"{page} has {found} places for {name}, not 1")
+    return text
+
+
+def names(page: Path) -> set[str]:
+    """Return the blocks that a page has places for."""
+    return set(re.findall(r"<!-- /(.*?) -->", page.read_text(encoding="utf-8")))
+
+
+def table(head: str, rows: list[list[str]]) -> str:
+    """Return a Markdown table; `head` is its first line."""
+    columns = head.count("|") - 1
+    return "\n".join([head, "|" + "---|" * columns, *(f"| {' | '.join(row)} |" for row in rows)])

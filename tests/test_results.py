@@ -1,0 +1,147 @@
+"""Docs show what benchmarks/results/ says; the paper's tables read, resume and test as they should."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedbt_app.config import APP_DIR, RunConfig, defaults
+from fedbt_app.errors import FedBTError
+from fedbt_app.plan import plan_round
+
+sys.path[:0] = [str(APP_DIR / "docs"), str(APP_DIR / "benchmarks")]
+import ablations  # noqa: E402
+import cells  # noqa: E402
+import make_results  # noqa: E402
+import marks  # noqa: E402
+import paper_tables  # noqa: E402
+
+TABLES = sorted((APP_DIR / "benchmarks" / "paper").glob("*.toml"))
+
+
+def line(method: str = "FedBT", value: float = 0.5, **changes: Any) -> dict[str, Any]:
+    """Return a finished cell."""
+    about = {"table": "finetune", "dataset": "notes", "method": method, "variant": "", "seed": 1}
+    costs = {"train_flops": 10, "stock_flops": 40, "uplink_bytes": 4, "downlink_bytes": 2, "client_seconds": 1.0}
+    rest = {"metric": "accuracy", "value": value, "initial": 0.1, "curve": [], "tried": {}, "wall_seconds": 1.0}
+    return about | costs | rest | changes
+
+
+# Pages --------------------------------------------------------------------------------------------------------
+
+
+def test_every_table_of_the_pages_is_what_the_results_say() -> None:
+    assert make_results.stale() == []
+
+
+def test_every_place_in_the_pages_is_filled_by_the_script() -> None:
+    for page, blocks in make_results.pages().items():
+        assert marks.names(page) == set(blocks), page
+
+
+def test_a_changed_number_is_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- one, by x -->\n| 3 |\n<!-- /one -->\nafter\n", encoding="utf-8")
+    assert marks.filled(page, {"one": "| 3 |"}, "x") == page.read_text(encoding="utf-8")
+    assert "| 4 |\n<!-- /one -->\nafter" in marks.filled(page, {"one": "| 4 |"}, "x")
+    with pytest.raises(ValueError, match="0 places for two"):
+        marks.filled(page, {"two": ""}, "x")
+
+
+# Statistics ---------------------------------------------------------------------------------------------------
+
+
+def row(made: str, name: str) -> list[str]:
+    """Return the cells of the table's row that starts with `name`."""
+    found = [text for text in made.splitlines() if text.startswith(f"| {name} |")]
+    return [cell.strip() for cell in found[0].strip("|").split("|")]
+
+
+def test_a_method_is_paired_with_full_training_of_the_same_seed() -> None:
+    full = [line("BERT-FL", 0.5 + seed / 10, seed=seed, train_flops=40, uplink_bytes=8) for seed in (1, 2, 3)]
+    close = [
+        line("FedBT", one["value"] + change, seed=one["seed"])
+        for one, change in zip(full, (1e-3, 0, -1e-3), strict=True)
+    ]
+    worse = [
+        line("head", one["value"] - 0.2 + change, seed=one["seed"])
+        for one, change in zip(full, (0, 0.01, 0.02), strict=True)
+    ]
+    made = paper_tables.comparison([*full, *close, *worse])
+    _, score, points, t, tost, *costs = row(made, "FedBT")
+    assert (score, points) == ("70.00 % ± 9.90 (3)", "+0.00")
+    assert (float(t), float(tost)) == (1.0, 0.0)  # no difference seen, and equal within a point
+    assert costs == ["25.0 %", "25.0 %", "50.0 %", "100.0 %", "100.0 %"]
+    _, _, points, t, tost, *_ = row(made, "head")
+    assert (points, tost) == ("-19.00", "1.00")
+    assert float(t) < 0.01
+
+
+def test_the_loss_of_full_training_at_equal_flops_lies_on_its_curve() -> None:
+    curve = [[1, 100, 0, 0, 4.0], [2, 200, 0, 0, 3.0]]
+    full = line("BERT-FL", 3.0, metric="loss", initial=5.0, curve=curve, train_flops=200)
+    half = line("FedBT", 3.3, metric="loss", train_flops=150)
+    assert "3.5000" in row(paper_tables.pretraining([full, half]), "FedBT")
+    assert "4.5000" in row(paper_tables.pretraining([full, {**half, "train_flops": 50}]), "FedBT")
+
+
+# Cells --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tuned() -> dict[cells.Key, dict[str, Any]]:
+    """Return lines as the tables of settings to tune would give."""
+    jobs = [job for path in TABLES if path.stem.endswith("-tuning") for job in cells.read_table(path, {})]
+    names = ("table", "dataset", "method", "variant", "seed")
+    lines = [line(**dict(zip(names, key, strict=True))) for job in jobs for key in job.keys]  # type: ignore[arg-type]
+    return {cells.key_of(one): one for one in lines}
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_a_table_gives_runs_that_the_product_accepts(path: Path, tuned: dict[cells.Key, dict[str, Any]]) -> None:
+    for job in cells.read_table(path, tuned):
+        assert not job.ablation or job.ablation in ablations.ABLATIONS
+        for stage in job.own_stages:
+            RunConfig.load(defaults() | stage.settings | {"dataset": "x", "min-clients": stage.clients})
+
+
+def test_a_cell_takes_the_settings_that_were_best_on_validation(tmp_path: Path) -> None:
+    path = tmp_path / "final.toml"
+    path.write_text(
+        'clients = 3\nseeds = [1, 2]\ntuned-by = "tuning"\n[settings]\nnum-rounds = 2\n'
+        '[datasets.notes.settings]\ntask = "ner"\n[[cells]]\nmethod = "head"\nsettings = { method = "head" }\n'
+    )
+    tried = [
+        line("head", value, table="tuning", variant=f"v{value}", tried={"learning-rate": value}) for value in (0.1, 0.3)
+    ]
+    jobs = cells.read_table(path, {cells.key_of(one): one for one in tried})
+    assert [job.seed for job in jobs] == [1, 2]
+    assert jobs[0].stages[0].settings["learning-rate"] == 0.3
+    with pytest.raises(FedBTError, match=r"run `paper\.py tuning` first"):
+        cells.read_table(path, {})
+
+
+def test_a_finished_cell_replaces_an_older_one_and_keeps_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    cells.add_lines(path, [line(seed=1), line(seed=2)])
+    cells.add_lines(path, [line(seed=1, value=0.9)])
+    assert [json.loads(text)["value"] for text in path.read_text().splitlines()] == [0.9, 0.5]
+    assert [one.name for one in tmp_path.iterdir()] == ["lines.jsonl"]
+
+
+@given(st.sampled_from(sorted(ablations.ABLATIONS)), st.integers(2, 12), st.integers(0, 9), st.data())
+def test_ablations_plan_what_a_client_can_build(name: str, depth: int, round_: int, data: st.DataObject) -> None:
+    local_depth = data.draw(st.integers(1, depth))
+    arguments = ("fedbt", "mlm", depth, local_depth, 10, round_, 1, "a", "paper")
+    with ablations.ablated(name):
+        from fedbt_app import strategy
+
+        made = strategy.plan_round(*arguments)  # type: ignore[attr-defined]
+    assert len(made.local_blocks) == local_depth
+    assert all(0 <= block < depth for block in made.local_blocks)
+    assert all(made.local_blocks.count(block) == 1 for block in made.trained_blocks)
+    assert plan_round(*arguments).round == made.round
