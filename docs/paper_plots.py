@@ -60,7 +60,12 @@ def _figure(lines: list[Line], dataset: str, path: Path) -> None:
 
 
 def _finish(axes: "Axes", label: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(label)
     axes.grid(color="#DDDDDD", linewidth=0.7)
     axes.set_axisbelow(True)

@@ -20,9 +20,12 @@ NONE_YET = "Not run yet."
 def blocks(lines: list[Line]) -> dict[str, str]:
     """Return the blocks of docs/results.md."""
 
-    def of(name: str, make: Callable[[list[Line]], str]) -> str:
+    def of(name: str, make: Callable[[list[Line]], str], beside: str = "") -> str:
         own = [line for line in lines if line["table"] == name]
-        return make(own) if own else NONE_YET
+        datasets = {line["dataset"] for line in own}
+        others = [line for line in lines if line["table"] == beside and line["dataset"] in datasets]
+        known = [line for line in others if line["method"] in (REFERENCE[0], "FedBT")]
+        return make([*known, *own]) if own else NONE_YET
 
     return {
         "finetune-tuning": of("finetune-tuning", tuning),
@@ -31,8 +34,8 @@ def blocks(lines: list[Line]) -> dict[str, str]:
         "pretrain-tuning": of("pretrain-tuning", tuning),
         "pretrain": of("pretrain", pretraining),
         "skew": of("skew", skew),
-        "plan-finetune": of("plan-finetune", comparison),
-        "plan-pretrain": of("plan-pretrain", pretraining),
+        "plan-finetune": of("plan-finetune", comparison, beside="finetune"),
+        "plan-pretrain": of("plan-pretrain", pretraining, beside="pretrain"),
     }
 
 
@@ -74,14 +77,15 @@ def main_table(lines: list[Line]) -> str:
         return NONE_YET
     datasets = list(dict.fromkeys(line["dataset"] for line in own))
     rows = []
-    for cell in _cells(own):
+    for cell, lines_of_cell in _cells(own).items():
         row, shares = [_name(cell)], []
         for dataset in datasets:
             cells = _cells(line for line in own if line["dataset"] == dataset)
             row.append(_spread(cells[cell]) if cell in cells else "")
             if cell in cells and REFERENCE in cells:
                 shares.append(_shares(cells[cell], cells[REFERENCE]))
-        rows.append([*row, *(_percent(statistics.mean(column)) for column in zip(*shares, strict=True))])
+        means = [statistics.mean(column) for column in zip(*shares, strict=True)]
+        rows.append([*row, *(_percents(means, lines_of_cell) if means else [""] * 5)])
     return table(f"| method | {' | '.join(_title(own, dataset) for dataset in datasets)} | {COSTS} |", rows)
 
 
@@ -185,7 +189,13 @@ COSTS = "FLOPs, of stock full | of BERT-FL | uplink | downlink | client seconds"
 def _costs(own: list[Line], cells: dict[Cell, list[Line]]) -> list[str]:
     if not own or REFERENCE not in cells:
         return [""] * 5
-    return [_percent(share) for share in _shares(own, cells[REFERENCE])]
+    return _percents(_shares(own, cells[REFERENCE]), own)
+
+
+def _percents(shares: list[float], own: list[Line]) -> list[str]:
+    flops, of_reference, up, down, seconds = map(_percent, shares)
+    alone = own[0]["clients"] == 1  # centralised: nothing has to travel
+    return [flops, of_reference, *("-" if alone else share for share in (up, down)), seconds]
 
 
 def _shares(own: list[Line], reference: list[Line]) -> list[float]:

@@ -27,7 +27,15 @@ def line(method: str = "FedBT", value: float = 0.5, **changes: Any) -> dict[str,
     """Return a finished cell."""
     about = {"table": "finetune", "dataset": "notes", "method": method, "variant": "", "seed": 1}
     costs = {"train_flops": 10, "stock_flops": 40, "uplink_bytes": 4, "downlink_bytes": 2, "client_seconds": 1.0}
-    rest = {"metric": "accuracy", "value": value, "initial": 0.1, "curve": [], "tried": {}, "wall_seconds": 1.0}
+    rest = {
+        "metric": "accuracy",
+        "value": value,
+        "initial": 0.1,
+        "curve": [],
+        "tried": {},
+        "wall_seconds": 1.0,
+        "clients": 6,
+    }
     return about | costs | rest | changes
 
 
