@@ -13,7 +13,8 @@ from unittest.mock import patch
 
 import numpy as np
 
-from fedbt_app import plan, strategy
+from fedbt_app import client, local_model, plan, strategy, train
+from fedbt_app.local_model import LocalModel, Weights, whole_plan
 from fedbt_app.plan import RoundPlan
 
 Change = Callable[[RoundPlan, int, np.random.Generator], RoundPlan]
@@ -71,17 +72,51 @@ ABLATIONS: dict[str, Change] = {
 }
 
 
+REDRAWN = "redrawn-every-step"  # of what the published plan draws once a round
+NAMES = (*ABLATIONS, REDRAWN)
+
+
 @contextmanager
 def ablated(name: str) -> Iterator[None]:
-    """Have the server plan by this ablation; an empty name changes nothing."""
+    """Have the server plan by this ablation, or the clients draw anew; an empty name changes nothing."""
 
     def changed(method: str, task: str, depth: int, *others: Any) -> RoundPlan:
         made = plan.plan_round(method, task, depth, *others)
-        _, _, round_, seed, client, *_ = others
-        return ABLATIONS[name](made, depth, np.random.default_rng([seed, zlib.crc32(client.encode()), round_, 1]))
+        _, _, round_, seed, client_, *_ = others
+        return ABLATIONS[name](made, depth, np.random.default_rng([seed, zlib.crc32(client_.encode()), round_, 1]))
 
     if not name:
         yield
-        return
-    with patch.object(strategy, "plan_round", changed):
+    elif name == REDRAWN:
+        with _redrawn():
+            yield
+    else:
+        with patch.object(strategy, "plan_round", changed):
+            yield
+
+
+@contextmanager
+def _redrawn() -> Iterator[None]:
+    """Before each step put other blocks above the trained one: drawn with replacement, ascending.
+
+    A client then holds every block of the global model; its FLOPs stay those of the published plan.
+    """
+    real_build, real_backward = local_model.build, train._backward
+    banks: dict[int, Any] = {}
+    rng = np.random.default_rng(0)
+
+    def build(weights: Weights, made: RoundPlan, *where: Any) -> LocalModel:
+        local = real_build(weights, made, *where)
+        banks.clear()
+        banks[id(local)] = real_build(weights, whole_plan(weights), *where).module.bert.encoder.layer
+        return local
+
+    def backward(local: LocalModel, *step: Any) -> Any:
+        bank, first = banks[id(local)], local.plan.trained_blocks[0] + 1
+        drawn = np.sort(rng.integers(first, len(bank), size=len(local.plan.local_blocks) - first))
+        for position, block in enumerate(drawn, first):
+            local.module.bert.encoder.layer[position] = bank[int(block)]
+        return real_backward(local, *step)
+
+    with patch.object(client, "build", build), patch.object(train, "_backward", backward):
         yield

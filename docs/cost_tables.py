@@ -1,9 +1,12 @@
 """The tables of what a step, a round and a codec cost, from the other files in benchmarks/results/."""
 
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 from marks import table
+
+from fedbt_app.formats import format_bytes, format_flops, format_ratio
 
 Row = dict[str, Any]
 
@@ -57,6 +60,44 @@ def rounds(rows: list[Row]) -> str:
         encoded = f"{spent['encode_float32']:.1f} ({spent['encode_int4']:.1f})"
         lines.append([name, *phases, encoded, f"{spent['total']:.1f}", _percent(spent["total"] / full["total"])])
     return table("| task, method | import | sync | load | train | encode float32 (int4) | total | of full |", lines)
+
+
+def demo(rows: list[Row]) -> str:
+    """Return what `make demo` did and cost, a column a run."""
+
+    def each(show: Callable[[Row], str]) -> list[str]:
+        return [show(row) for row in rows]
+
+    def score(row: Row) -> str:
+        before, after = row["initial"], row["final"]
+        if row["task"] == "mlm":
+            return f"MLM loss {before['loss']:.2f} -> {after['loss']:.2f} (the head is new)"
+        accuracy, f1 = ([100 * scores[name] for scores in (before, after)] for name in ("accuracy", "macro_f1"))
+        return f"accuracy {accuracy[0]:.1f} % -> **{accuracy[1]:.1f} %**, macro F1 {f1[0]:.1f} % -> {f1[1]:.1f} %"
+
+    def share(row: Row, cost: str, show: Callable[[float], str]) -> str:
+        return f"{format_ratio(row['ratio'][cost])} ({show(row['cost'][cost])} of {show(row['reference'][cost])})"
+
+    def same(row: Row) -> str:
+        return format_ratio(row["cost"]["train_flops"] / row["reference_same_flops"])
+
+    def majority(row: Row) -> str:
+        return f"accuracy {100 * row['majority']:.1f} %" if row["majority"] else "-"
+
+    lines = [
+        [
+            "rounds, clients, training rows",
+            *each(lambda row: f"{row['rounds']}, {row['clients']}, {row['train_examples']:,}"),
+        ],
+        ["score on the central test set, before -> after", *each(score)],
+        ["always answering the majority class", *each(majority)],
+        ["compute, of the stock full-model step", *each(lambda row: share(row, "train_flops", format_flops))],
+        [".. of full-model training with the same optimisations", *each(same)],
+        ["uplink, of full-model averaging in float32", *each(lambda row: share(row, "uplink_bytes", format_bytes))],
+        ["downlink, likewise", *each(lambda row: share(row, "downlink_bytes", format_bytes))],
+        ["peak memory of a client", *each(lambda row: f"{row['cost']['peak_memory_bytes'] / 2**30:.2f} GiB")],
+    ]
+    return table("| | further pre-training | fine-tuning of the result |", lines)
 
 
 def codecs(rows: list[Row]) -> str:

@@ -19,9 +19,10 @@ SCRIPT = "docs/make_results.py"
 def pages() -> dict[Path, dict[str, str]]:
     """Return the blocks of each page."""
     lines = [json.loads(text) for text in (RESULTS / "paper.jsonl").read_text(encoding="utf-8").splitlines()]
-    step, round_, codec, ideas = (_rows(name) for name in ("client_step", "client_round", "codec", "codec_ideas"))
+    step, round_, codec, ideas, demo = map(_rows, ("client_step", "client_round", "codec", "codec_ideas", "demo"))
     return {
         ROOT / "README.md": {
+            "demo": cost_tables.demo(demo),
             "steps": cost_tables.steps(step),
             "rounds": cost_tables.rounds(round_),
             "main table": paper_tables.main_table(lines),

@@ -112,7 +112,7 @@ def tuned() -> dict[cells.Key, dict[str, Any]]:
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_a_table_gives_runs_that_the_product_accepts(path: Path, tuned: dict[cells.Key, dict[str, Any]]) -> None:
     for job in cells.read_table(path, tuned):
-        assert not job.ablation or job.ablation in ablations.ABLATIONS
+        assert not job.ablation or job.ablation in ablations.NAMES
         for stage in job.own_stages:
             RunConfig.load(defaults() | stage.settings | {"dataset": "x", "min-clients": stage.clients})
 
