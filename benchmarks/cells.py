@@ -6,13 +6,15 @@ their own; a cell is one (method, variant), run for each data set and seed. `gri
 runs on the model that a cell has made.
 """
 
+import itertools
 import json
 import os
 import statistics
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fedbt_app.config import defaults
@@ -103,8 +105,12 @@ def best(lines: Iterable[Line]) -> Line:
 # Tables -------------------------------------------------------------------------------------------------------
 
 
-def read_table(path: Path, done: Mapping[Key, Line]) -> list[Job]:
+def read_table(
+    path: Path, done: Mapping[Key, Line], only: Mapping[str, Collection[str]] = MappingProxyType({})
+) -> list[Job]:
     """Return a table's jobs, by seed first: stopped early, it is a whole table of fewer seeds.
+
+    `only` keeps those whose table, data set, method, variant or seed is one of the named.
 
     Raises
     ------
@@ -114,25 +120,20 @@ def read_table(path: Path, done: Mapping[Key, Line]) -> list[Job]:
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     jobs = []
     for cell in table["cells"]:
-        for dataset in cell.get("datasets", table["datasets"]):
-            for entry in cell.get("grid", [{}]):
-                jobs += [_job(path.stem, table, cell, dataset, entry, seed, done) for seed in _seeds(table, cell)]
+        tries = itertools.product(table["datasets"], cell.get("grid", [{}]), cell.get("seeds", table["seeds"]))
+        for dataset, entry, seed in tries:
+            variant = ", ".join(f"{key}={value}" for key, value in entry.items()) or cell.get("variant", "")
+            key = (path.stem, dataset, cell["method"], variant, seed)
+            about = dict(zip(KEY, map(str, key), strict=True))
+            if all(about[name] in values for name, values in only.items()):
+                jobs.append(_job(key, table, cell, entry, done))
     return sorted(jobs, key=lambda job: job.seed)
 
 
-def _seeds(table: Mapping[str, Any], cell: Mapping[str, Any]) -> list[int]:
-    return list(cell.get("seeds", table["seeds"]))
-
-
 def _job(
-    name: str,
-    table: Mapping[str, Any],
-    cell: Mapping[str, Any],
-    dataset: str,
-    entry: Mapping[str, Any],
-    seed: int,
-    done: Mapping[Key, Line],
+    key: Key, table: Mapping[str, Any], cell: Mapping[str, Any], entry: Mapping[str, Any], done: Mapping[Key, Line]
 ) -> Job:
+    name, dataset, method, variant, seed = key
     common, curve = table["settings"], {"central-evaluation": "every" if seed in table.get("curves", []) else "final"}
     clients = cell.get("clients", table["clients"])
 
@@ -142,15 +143,15 @@ def _job(
         return {**common, **about.get("settings", {}), **chosen}
 
     bare = cell.get("bare", False)
-    own = {} if bare else settings(table["datasets"][dataset], dataset, cell.get("tuned-as", cell["method"]))
+    own = {} if bare else settings(table["datasets"][dataset], dataset, cell.get("tuned-as", method))
     stages = [Stage(dataset, {**common, **own, **cell.get("settings", {}), **entry, **curve, "seed": seed}, clients)]
     for after in table.get("downstream", []):
         values = settings(after, after["dataset"], after["tuned-as"]) | {"central-evaluation": "final", "seed": seed}
         stages.append(Stage(after["dataset"], values, table["clients"]))
     return Job(
         table=name,
-        method=cell["method"],
-        variant=", ".join(f"{key}={value}" for key, value in entry.items()) or cell.get("variant", ""),
+        method=method,
+        variant=variant,
         seed=seed,
         stages=tuple(stages),
         split=table.get("split", "test"),

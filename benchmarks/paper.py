@@ -36,7 +36,9 @@ def main() -> None:
     parser.add_argument("tables", nargs="+", choices=sorted(path.stem for path in TABLES.glob("*.toml")))
     parser.add_argument("--data", type=Path, required=True, help="folder with one folder for each data set")
     parser.add_argument("--models", type=Path, help="folder with the models that tables name by folder")
-    parser.add_argument("--only", nargs="+", default=[], metavar="KEY=VALUE", help=f"cells with these {', '.join(KEY)}")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="KEY=VALUE", help="cells with one of these values of each key named"
+    )
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings to change in every cell")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/paper"), help="folder for the runs")
@@ -53,8 +55,7 @@ def main() -> None:
 
 def _run_table(table: str, options: argparse.Namespace) -> None:
     done = read_lines(options.output)
-    wanted = dict(text.split("=", 1) for text in options.only)
-    jobs = [job for job in read_table(TABLES / f"{table}.toml", done) if _matches(job, wanted)]
+    jobs = read_table(TABLES / f"{table}.toml", done, _wanted(options.only))
     left = [job for job in jobs if options.force or not all(key in done for key in job.keys)]
     print(f"{table}: {len(left)} of {len(jobs)} jobs to do", file=sys.stderr, flush=True)
     if options.list:
@@ -84,10 +85,15 @@ def _run_table(table: str, options: argparse.Namespace) -> None:
         )
 
 
-def _matches(job: Job, wanted: Mapping[str, str]) -> bool:
-    return any(
-        all(str(dict(zip(KEY, key, strict=True))[name]) == value for name, value in wanted.items()) for key in job.keys
-    )
+def _wanted(texts: Iterable[str]) -> dict[str, set[str]]:
+    """Return KEY=VALUE texts as sets of values by key."""
+    wanted: dict[str, set[str]] = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if key not in KEY or not separator:
+            raise FedBTError(f"--only {text} is not KEY=VALUE: the keys are {', '.join(KEY)}")
+        wanted.setdefault(key, set()).add(value)
+    return wanted
 
 
 def _title(job: Job) -> str:

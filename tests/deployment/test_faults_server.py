@@ -30,26 +30,34 @@ def assert_same(resumed: Finished, whole: Finished) -> None:
     assert all(one[name].equal(other[name]) for name in one)
 
 
-def test_a_server_app_killed_between_rounds_is_gone_on_with(federation: Federation, observe: Observe) -> None:
+def gone_on_with(federation: Federation, fault: Callable[[], None]) -> tuple[str, float]:
+    """Let `fault` befall a run of two nodes after its first round, resume it, and hold it to an undisturbed one.
+
+    Returns what the run said last, and the seconds from the fault to the next round.
+    """
     federation.node("alice")
     federation.node("bob")
     whole = in_one_go(federation)
     run = federation.submit(num_rounds=ROUNDS)
     run.wait_for(f"round 1/{ROUNDS} done")
-    killed = time.monotonic()
-    [app] = federation.link.descendants("flwr-serverapp")
-    app.kill()
+    begin = time.monotonic()
+    fault()
     assert run.finish().status == 1
     resumed = federation.resume(run)
     resumed.wait_for(f"round 2/{ROUNDS}: 2 clients")
-    seconds = time.monotonic() - killed
+    seconds = time.monotonic() - begin
     assert_same(resumed.finish(), whole)
-    observe(
-        "server app killed between rounds, run resumed",
-        "goes on after the last finished round, to the same model bit for bit",
-        run.text().splitlines()[-1],
-        seconds,
-    )
+    return run.text().splitlines()[-1], seconds
+
+
+def test_a_server_app_killed_between_rounds_is_gone_on_with(federation: Federation, observe: Observe) -> None:
+    def kill_the_app() -> None:
+        [app] = federation.link.descendants("flwr-serverapp")
+        app.kill()
+
+    said, seconds = gone_on_with(federation, kill_the_app)
+    outcome = "goes on after the last finished round, to the same model bit for bit"
+    observe("server app killed between rounds, run resumed", outcome, said, seconds)
 
 
 def test_a_run_stopped_on_purpose_is_gone_on_with(federation: Federation, observe: Observe) -> None:
@@ -74,25 +82,13 @@ def test_a_run_stopped_on_purpose_is_gone_on_with(federation: Federation, observ
 def test_a_superlink_killed_in_a_run_and_restarted_with_its_database_goes_on(
     federation: Federation, observe: Observe
 ) -> None:
-    federation.node("alice")
-    federation.node("bob")
-    whole = in_one_go(federation)
-    run = federation.submit(num_rounds=ROUNDS)
-    run.wait_for(f"round 1/{ROUNDS} done")
-    killed = time.monotonic()
-    federation.link.kill()
-    federation.link = federation.start_link()
-    assert run.finish().status == 1
-    resumed = federation.resume(run)
-    resumed.wait_for(f"round 2/{ROUNDS}: 2 clients")
-    seconds = time.monotonic() - killed
-    assert_same(resumed.finish(), whole)
-    observe(
-        "SuperLink killed in a run, restarted with its database, run resumed",
-        "nodes reconnect by themselves; the run goes on to the same model bit for bit",
-        run.text().splitlines()[-1],
-        seconds,
-    )
+    def restart_the_link() -> None:
+        federation.link.kill()
+        federation.link = federation.start_link()
+
+    said, seconds = gone_on_with(federation, restart_the_link)
+    outcome = "nodes reconnect by themselves; the run goes on to the same model bit for bit"
+    observe("SuperLink killed in a run, restarted with its database, run resumed", outcome, said, seconds)
 
 
 def test_a_full_disk_under_a_snapshot_stops_the_run_and_leaves_the_one_before(
