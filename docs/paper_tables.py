@@ -34,7 +34,7 @@ def blocks(lines: list[Line]) -> dict[str, str]:
         "pretrain-tuning": of("pretrain-tuning", tuning),
         "pretrain": of("pretrain", pretraining),
         "skew": of("skew", skew),
-        "plan-finetune": of("plan-finetune", comparison, beside="finetune"),
+        "plan-finetune": of("plan-finetune", comparison),
         "plan-pretrain": of("plan-pretrain", pretraining, beside="pretrain"),
     }
 
