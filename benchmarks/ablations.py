@@ -1,9 +1,11 @@
-"""The published ablations of further pre-training, in our reading, and other ways to draw the local model.
+"""The published ablations of further pre-training, in our reading, and other ways that the product does not have.
 
-Each changes what `plan_round` gives to the server, in this process only. L_k is the depth of the local model, l the
-trained block. METHOD: Wang et al., Journal of Software 36(9), 2025; what the ablations' names stand for is inferred.
+Each changes the product in this process only, most of them what `plan_round` gives to the server. L_k is the depth of the
+local model, l the trained block. Source of the method: Wang et al., Journal of Software 36(9), 2025; what the names of its
+ablations stand for is inferred.
 """
 
+import contextlib
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ import numpy as np
 from fedbt_app import client, local_model, plan, strategy, train
 from fedbt_app.local_model import LocalModel, Weights, whole_plan
 from fedbt_app.plan import RoundPlan
+from fedbt_app.pool import Tensors
+from fedbt_app.state import GlobalState
 
 Change = Callable[[RoundPlan, int, np.random.Generator], RoundPlan]
 
@@ -72,27 +76,41 @@ ABLATIONS: dict[str, Change] = {
 }
 
 
-REDRAWN = "redrawn-every-step"  # of what the published plan draws once a round
-NAMES = (*ABLATIONS, REDRAWN)
+REDRAWN, MOMENTUM = "redrawn-every-step", "server-momentum"
+NAMES = (*ABLATIONS, REDRAWN, MOMENTUM)
+BETA = 0.5
 
 
 @contextmanager
 def ablated(name: str) -> Iterator[None]:
-    """Have the server plan by this ablation, or the clients draw anew; an empty name changes nothing."""
+    """Run with this ablation, one of NAMES; an empty name changes nothing."""
 
     def changed(method: str, task: str, depth: int, *others: Any) -> RoundPlan:
         made = plan.plan_round(method, task, depth, *others)
         _, _, round_, seed, client_, *_ = others
         return ABLATIONS[name](made, depth, np.random.default_rng([seed, zlib.crc32(client_.encode()), round_, 1]))
 
-    if not name:
+    with contextlib.ExitStack() as changes:
+        if name == REDRAWN:
+            changes.enter_context(_redrawn())
+        elif name == MOMENTUM:
+            changes.enter_context(_server_momentum())
+        elif name:
+            changes.enter_context(patch.object(strategy, "plan_round", changed))
         yield
-    elif name == REDRAWN:
-        with _redrawn():
-            yield
-    else:
-        with patch.object(strategy, "plan_round", changed):
-            yield
+
+
+@contextmanager
+def _server_momentum() -> Iterator[None]:
+    """Add to each aggregated delta BETA times the last one applied to that tensor (FedAvgM, Hsu et al. 2019)."""
+    real_apply, velocity = GlobalState.apply, {}
+
+    def apply(state: GlobalState, mean: Tensors) -> None:
+        velocity.update({name: delta + BETA * velocity.get(name, 0) for name, delta in mean.items()})
+        real_apply(state, {name: velocity[name] for name in mean})
+
+    with patch.object(GlobalState, "apply", apply):
+        yield
 
 
 @contextmanager
