@@ -1,8 +1,8 @@
 """The published ablations of further pre-training, in our reading, and other ways that the product does not have.
 
-Each changes the product in this process only, most of them what `plan_round` gives to the server. L_k is the depth of the
-local model, l the trained block. Source of the method: Wang et al., Journal of Software 36(9), 2025; what the names of its
-ablations stand for is inferred.
+Each changes the product in this process only, most of them what `plan_round` gives to the server. L_k is the depth of
+the local model, l the trained block. Source of the method: Wang et al., Journal of Software 36(9), 2025; what the
+names of its ablations stand for is inferred.
 """
 
 import contextlib
