@@ -90,8 +90,8 @@ class Client:
         )
         seed = [config.seed, zlib.crc32(self.name.encode()), plan.round]
         rows, collator = self._data.train.to_list(), self._collator(request)
-        if config.task == "mlm" and config.masking == "static":
-            rows = mask_once(collator, rows, [*seed[:2], plan.round % config.static_maskings])
+        if config.task == "mlm" and config.fixed_versions:
+            rows = mask_once(collator, rows, [*seed[:2], plan.round % config.fixed_versions])
         cache = self._prefix_cache(rows, pool.folder / "prefix")
         result = train.run(local, rows, collator, settings, meter, seed, cache)
         if cache:
@@ -131,14 +131,13 @@ class Client:
     def _prefix_cache(self, rows: list[dict[str, Any]], folder: Path) -> PrefixCache | None:
         """Open the cache for the blocks that no round of this run trains; rows masked anew each time have none."""
         config, arch = self.config, self.checkpoint.architecture
-        kinds = config.static_maskings if config.task == "mlm" else 1
-        if config.task == "mlm" and config.masking == "dynamic":
+        if not config.fixed_versions:
             return None
         depth = frozen_prefix(
             config.method, config.task, arch.depth, config.local_depth, config.num_rounds, config.schedule
         )
         base = f"{self.checkpoint.file_id} bf16={self._bfloat16}"
-        budget = int(config.prefix_cache_gb * 1e9) // kinds  # each masking has a cache of its own
+        budget = int(config.prefix_cache_gb * 1e9) // config.fixed_versions  # each has a cache of its own
         return PrefixCache.open(folder, depth, rows, arch.hidden, base, budget)
 
     def _pool(self, request: Request) -> ParameterPool:

@@ -172,6 +172,13 @@ class RunConfig:
         return tuple(name.strip() for name in self.labels.split(",") if name.strip())
 
     @property
+    def fixed_versions(self) -> int:
+        """How many versions of each row there are, one a round in turn; 0 where each epoch makes its own (mlm)."""
+        if self.task != "mlm":
+            return 1
+        return self.static_maskings if self.masking == "static" else 0
+
+    @property
     def output_folder(self) -> Path:
         """Where results go; a resumed run stays in its folder."""
         return Path(self.resume or self.output_dir).expanduser()

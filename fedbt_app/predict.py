@@ -33,15 +33,19 @@ def step_flops(
     shape: StepShape,
     rank: int = 0,
     fused: bool = False,
+    start: int = 0,
 ) -> int:
     """Return the FLOPs of one exact training step (forward.py).
 
     `rank` is that of the LoRA adapters where the plan trains those; `fused` says that attention
-    with dropout runs in a fused kernel too (on a CPU only attention without dropout does).
+    with dropout runs in a fused kernel too (on a CPU only attention without dropout does); `start`
+    is how many of the lowest blocks' output comes from the cache.
     """
     h, f = arch.hidden, arch.intermediate
     tokens, total, gradient_below = shape.batch * shape.length, 0, plan.embeddings
     for position, block in enumerate(plan.local_blocks):
+        if position < start:
+            continue
         trained = block in plan.trained_blocks
         full, adapted = trained and not plan.adapters, trained and plan.adapters
         last = position == len(plan.local_blocks) - 1

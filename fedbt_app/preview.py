@@ -1,12 +1,13 @@
 """`fedbt plan`: what a run would train and cost, round by round, from the model's dimensions alone."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedbt_app import predict
 from fedbt_app.blocks import Architecture
 from fedbt_app.config import RunConfig
 from fedbt_app.packing import CODECS
+from fedbt_app.plan import frozen_prefix
 from fedbt_app.predict import RoundCosts
 
 
@@ -47,14 +48,21 @@ class Preview:
 
 
 def preview(config: RunConfig, arch: Architecture, num_labels: int, examples: int) -> Preview:
-    """Predict a run of `config` for a client of `examples` full-length rows."""
+    """Predict a run of `config` for a client of `examples` full-length rows, the frozen-prefix cache included."""
     shape = predict.default_shape(config.task, config.batch_size, config.max_length, config.mask_probability)
     full = predict.round_costs(arch, config.task, num_labels, predict.full_plan(arch.depth), shape)
+    rounds = predict.predict_rounds(
+        *(arch, config.task, config.method, num_labels, config.num_rounds, config.local_depth),
+        *(shape, config.lora_rank, config.codec, config.schedule),
+    )
+    if depth := _cached_blocks(config, arch, examples):
+        prefix = predict.prefix_flops(arch, depth, shape.batch, shape.length)
+        for index, one in enumerate(rounds):
+            above = predict.step_flops(arch, config.task, num_labels, one.plan, shape, config.lora_rank, start=depth)
+            fills = prefix // config.local_epochs if index < config.fixed_versions else 0
+            rounds[index] = replace(one, step_flops=above + fills)
     return Preview(
-        rounds=predict.predict_rounds(
-            *(arch, config.task, config.method, num_labels, config.num_rounds, config.local_depth),
-            *(shape, config.lora_rank, config.codec, config.schedule),
-        ),
+        rounds=rounds,
         steps=math.ceil(examples / config.batch_size) * config.local_epochs,
         stock_step_flops=predict.stock_step_flops(arch, config.task, num_labels, shape.batch, shape.length),
         same_step_flops=full.step_flops,
@@ -62,6 +70,15 @@ def preview(config: RunConfig, arch: Architecture, num_labels: int, examples: in
         full_memory=full.memory_bytes,
         codec=config.codec,
     )
+
+
+def _cached_blocks(config: RunConfig, arch: Architecture, examples: int) -> int:
+    """Return how many of the lowest blocks a client runs only once for each version of a row."""
+    depth = frozen_prefix(
+        config.method, config.task, arch.depth, config.local_depth, config.num_rounds, config.schedule
+    )
+    size = examples * config.max_length * arch.hidden * predict.BYTES * config.fixed_versions
+    return depth if 0 < size <= config.prefix_cache_gb * 1e9 else 0
 
 
 def print_preview(shown: Preview, title: str) -> None:

@@ -91,6 +91,18 @@ def test_the_prediction_of_a_step_is_what_the_dispatcher_counts(
 
 
 @pytest.mark.parametrize("task", LABELS)
+@pytest.mark.parametrize("method", ["fedbt", "head"])
+def test_a_step_over_the_cached_prefix_is_what_the_dispatcher_counts(method: str, task: str, tiny_bert: Path) -> None:
+    batch, arch, labels = batch_of(task, padded=False), Checkpoint(tiny_bert).architecture, len(LABELS[task])
+    plan = plan_round(method, task, 4, 0, ROUNDS, 0, seed=0, client="a", schedule="-2,-1")
+    local = local_model(tiny_bert, task, plan, 0.0)
+    depth = plan.lowest_trained
+    start = forward.prefix(local, batch, depth)
+    found = measured(lambda: forward.loss(local, batch, start))
+    assert found == step_flops(arch, task, labels, plan, shape_of(task), RANK, fused=True, start=depth)
+
+
+@pytest.mark.parametrize("task", LABELS)
 def test_the_stock_step_is_what_the_dispatcher_counts_for_transformers_own_model(task: str) -> None:
     arch = Architecture(depth=3, hidden=32, intermediate=64, vocabulary=60, positions=32)
     config = BertConfig(
@@ -189,6 +201,28 @@ def test_ten_rounds_of_bert_base_send_the_published_share_of_the_model(
 ) -> None:
     made = config(task=task, method="fedbt", num_rounds=10, max_length=128)
     assert round(preview(made, PRESETS["bert-base"], 13, 1000).bytes_ratio, 4) == ratio
+
+
+@pytest.mark.parametrize(("task", "ratio"), [("classification", 0.280), ("ner", 0.349)])
+def test_a_preview_computes_the_frozen_prefix_once_as_clients_do(
+    task: str, ratio: float, config: Callable[..., RunConfig]
+) -> None:
+    values = {"task": task, "method": "fedbt", "num_rounds": 10, "max_length": 128}
+    kept, not_kept, too_large = (
+        preview(config(**values, prefix_cache_gb=size), PRESETS["bert-base"], 13, 1000) for size in (4.0, 0.0, 0.1)
+    )
+    assert round(kept.flops_ratio, 3) == ratio  # what benchmarks/results/client_step.json measured
+    assert kept.flops_ratio < not_kept.flops_ratio == too_large.flops_ratio
+
+
+def test_a_preview_computes_the_prefix_once_for_each_fixed_masking(config: Callable[..., RunConfig]) -> None:
+    values = {"task": "mlm", "method": "fedbt", "num_rounds": 6, "schedule": "-1", "masking": "static"}
+    shown = preview(config(**values, static_maskings=2), PRESETS["minilm-l6"], 0, 100)
+    first, second, *others = (one.step_flops for one in shown.rounds)
+    assert first == second > others[0]
+    assert len(set(others)) == 1
+    moving = preview(config(**{**values, "masking": "dynamic"}), PRESETS["minilm-l6"], 0, 100)
+    assert {one.step_flops for one in moving.rounds} == {first}
 
 
 def test_full_training_is_its_own_reference(config: Callable[..., RunConfig]) -> None:
