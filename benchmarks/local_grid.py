@@ -9,15 +9,16 @@ from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 
 
 def over_the_wire(message: Message) -> Message:
     """Return `message` as the other side gets it: serialised by Flower, and read back."""
-    contents = {name: item.deflate() for name, item in get_all_nested_objects(message).items()}
-    arrived = inflate_object_from_contents(message.object_id, contents)
+    with no_object_id_recompute():
+        contents = {name: item.deflate() for name, item in get_all_nested_objects(message).items()}
+        arrived = inflate_object_from_contents(message.object_id, contents)
     assert isinstance(arrived, Message)
     arrived.metadata.__dict__["_message_id"] = message.object_id
     return arrived

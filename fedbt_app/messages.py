@@ -13,7 +13,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    no_object_id_recompute,
+)
 
 from fedbt_app.codec import Encoded
 from fedbt_app.costs import ClientCosts
@@ -257,8 +261,9 @@ def serialised_bytes(message: Message) -> int:
 
     Uses private functions of Flower, as there is no public one.
     """
-    objects = get_all_nested_objects(message)
-    return sum(len(item.deflate()) for item in objects.values()) + get_object_tree(message).ByteSize()
+    with no_object_id_recompute():  # else every level hashes all levels below it again
+        objects = get_all_nested_objects(message)
+        return sum(len(item.deflate()) for item in objects.values()) + get_object_tree(message).ByteSize()
 
 
 def _encoded_records(encoded: Mapping[str, Encoded]) -> tuple[ArrayRecord, ConfigRecord]:
