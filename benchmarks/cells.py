@@ -9,7 +9,6 @@ runs on the model that a cell has made.
 import itertools
 import json
 import os
-import statistics
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -90,16 +89,10 @@ def key_of(line: Line) -> Key:
     return table, dataset, method, variant, seed
 
 
-def best(lines: Iterable[Line]) -> Line:
-    """Return the line with the best mean over seeds of its (method, variant)."""
-    own = list(lines)
-    means = {
-        variant: statistics.mean(one["value"] for one in own if one["variant"] == variant)
-        for variant in {one["variant"] for one in own}
-    }
-    lower = own[0]["metric"] in LOWER_IS_BETTER
-    chosen = (min if lower else max)(means, key=lambda variant: means[variant])
-    return next(one for one in own if one["variant"] == chosen)
+def best(lines: Collection[Line]) -> Line:
+    """Return the line with the best score."""
+    lower = all(line["metric"] in LOWER_IS_BETTER for line in lines)
+    return (min if lower else max)(lines, key=lambda line: line["value"])
 
 
 # Tables -------------------------------------------------------------------------------------------------------

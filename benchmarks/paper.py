@@ -113,18 +113,17 @@ def _seconds_left(todo: Iterable[Job], done: Mapping[Key, Line]) -> float:
 
 def run_job(job: Job, data: Path, models: Path | None, work: Path, changes: Mapping[str, Any]) -> list[Line]:
     """Do a job in this process and return its lines; nothing of it stays on disk."""
-    folder = work / "-".join([job.table, job.own_stages[0].dataset, job.method, job.variant, str(job.seed)]).replace(
-        "/", "_"
-    )
+    table, *about = map(str, job.keys[0])
+    folder = work / table / "-".join(about).replace("/", "_")
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     base = _base(job, models, folder, changes)
     lines: list[Line] = []
     for number, stage in enumerate(job.own_stages):
-        if lines:  # on the model that the first stage has made
-            base = str(folder / "0" / "model")
         values = stage.settings | {"min-clients": stage.clients} | changes
+        if number and not job.bare:
+            base, values["model"] = str(folder / "0" / "model"), "made by this cell"
         paths = {"dataset": str(_data(data, stage.dataset, job.split, folder)), "model": base}
         begin = time.monotonic()
         with ablated("" if number else job.ablation):

@@ -18,6 +18,7 @@ import ablations  # noqa: E402
 import cells  # noqa: E402
 import make_results  # noqa: E402
 import marks  # noqa: E402
+import paper  # noqa: E402
 import paper_tables  # noqa: E402
 
 TABLES = sorted((APP_DIR / "benchmarks" / "paper").glob("*.toml"))
@@ -139,6 +140,33 @@ def test_a_finished_cell_replaces_an_older_one_and_keeps_the_rest(tmp_path: Path
     cells.add_lines(path, [line(seed=1, value=0.9)])
     assert [json.loads(text)["value"] for text in path.read_text().splitlines()] == [0.9, 0.5]
     assert [one.name for one in tmp_path.iterdir()] == ["lines.jsonl"]
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_later_stages_start_from_what_the_first_made_and_bare_ones_from_the_base(
+    bare: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[dict[str, Any]] = []
+
+    def do(run: Any) -> dict[str, Any]:
+        ran.append(run.values)
+        costs = dict.fromkeys(("train_flops", "uplink_bytes", "downlink_bytes", "client_seconds"), 1)
+        costs |= dict.fromkeys(("stock_flops", "same_flops", "peak_memory_bytes"), 1)
+        scores = {"accuracy": 0.5}
+        return {"task": "classification", "cost": costs, "rounds": [], "initial": scores, "final": scores} | {
+            "reference": {"uplink_bytes": 1}
+        }
+
+    monkeypatch.setattr(paper, "do", do)
+    stages = tuple(cells.Stage(name, {}, 2) for name in ("first", "second", "third"))
+    for stage in stages:
+        (tmp_path / "data" / stage.dataset).mkdir(parents=True)
+    job = cells.Job("finetune", "FedBT", "", 1, stages, bare=bare)
+    lines = paper.run_job(job, tmp_path / "data", None, tmp_path / "work", {})
+    assert [Path(values["dataset"]).name for values in ran] == [one["dataset"] for one in lines]
+    assert [one["dataset"] for one in lines] == (["second", "third"] if bare else ["first", "second", "third"])
+    made = tmp_path / "work" / "finetune" / "first-FedBT--1" / "0" / "model"
+    assert [values["model"] for values in ran] == (["embedded"] * 2 if bare else ["embedded", str(made), str(made)])
 
 
 @given(st.sampled_from(sorted(ablations.ABLATIONS)), st.integers(2, 12), st.integers(0, 9), st.data())
