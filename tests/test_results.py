@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedbt_app.checkpoint import Checkpoint
 from fedbt_app.config import APP_DIR, RunConfig, defaults
 from fedbt_app.errors import FedBTError
 from fedbt_app.plan import plan_round
@@ -20,6 +21,7 @@ import make_results  # noqa: E402
 import marks  # noqa: E402
 import paper  # noqa: E402
 import paper_tables  # noqa: E402
+import students  # noqa: E402
 
 TABLES = sorted((APP_DIR / "benchmarks" / "paper").glob("*.toml"))
 
@@ -181,3 +183,12 @@ def test_ablations_plan_what_a_client_can_build(name: str, depth: int, round_: i
     assert all(0 <= block < depth for block in made.local_blocks)
     assert all(made.local_blocks.count(block) == 1 for block in made.trained_blocks)
     assert plan_round(*arguments).round == made.round
+
+
+def test_a_shallow_student_is_the_first_blocks_of_its_base(tiny_bert: Path, tmp_path: Path) -> None:
+    base, student = Checkpoint(tiny_bert), Checkpoint(students.shallow_student(str(tiny_bert), 2, tmp_path / "student"))
+    assert (base.architecture.depth, student.architecture.depth) == (4, 2)
+    shapes = student.architecture.embeddings() | student.architecture.block(0) | student.architecture.block(1)
+    assert all(student.tensor(name).equal(base.tensor(name)) for name in shapes)
+    assert "bert.encoder.layer.2.output.dense.weight" not in student
+    assert student.tokenizer()("a word")["input_ids"] == base.tokenizer()("a word")["input_ids"]
