@@ -34,7 +34,7 @@ def blocks(lines: list[Line]) -> dict[str, str]:
         "pretrain-tuning": of("pretrain-tuning", tuning),
         "pretrain": of("pretrain", pretraining),
         "skew": of("skew", skew),
-        "plan-finetune": of("plan-finetune", comparison),
+        "plan-finetune": of("plan-finetune", plans),
         "plan-pretrain": of("plan-pretrain", pretraining, beside="pretrain"),
     }
 
@@ -105,6 +105,21 @@ def pretraining(lines: list[Line]) -> str:
     return table(f"| method | {titles} | loss, of BERT-FL's | BERT-FL's loss at these FLOPs | {COSTS} |", rows)
 
 
+def plans(lines: list[Line]) -> str:
+    """Return a table for each data set: a plan's score and costs, and what BERT-FL had reached at its FLOPs."""
+    made = []
+    for dataset in dict.fromkeys(line["dataset"] for line in lines):
+        cells = _cells(line for line in lines if line["dataset"] == dataset)
+        rows = []
+        for cell, own in cells.items():
+            flops = statistics.mean(line["train_flops"] for line in own) / 1e12
+            sent = statistics.mean(line["uplink_bytes"] + line["downlink_bytes"] for line in own) / 1e6
+            rows.append([_name(cell), _spread(own), f"{flops:.1f}", f"{sent:,.0f}", _equal_flops(own, cells)])
+        head = f"| plan | {_title(lines, dataset)} | TFLOP of all clients | MB both ways | BERT-FL at these FLOPs |"
+        made.append(table(head, rows))
+    return "\n\n".join(made)
+
+
 def skew(lines: list[Line]) -> str:
     """Return a row for each split of the rows over clients: BERT-FL's score, FedBT's, and the difference."""
     rows = []
@@ -163,7 +178,7 @@ def _loss_ratio(own: list[Line], losses: dict[Cell, list[Line]]) -> str:
 
 
 def _equal_flops(own: list[Line], losses: dict[Cell, list[Line]]) -> str:
-    """Return BERT-FL's mean loss when its clients had spent what these did, between rounds by a straight line."""
+    """Return BERT-FL's mean score when its clients had spent what these did, between rounds by a straight line."""
     by_seed = {line["seed"]: line for line in losses.get(REFERENCE, [])}
     found = []
     for line in own:
@@ -171,7 +186,7 @@ def _equal_flops(own: list[Line], losses: dict[Cell, list[Line]]) -> str:
             full = by_seed[line["seed"]]
             points = [(0, full["initial"]), *((point[1], point[-1]) for point in full["curve"])]
             found.append(_between(points, line["train_flops"]))
-    return f"{statistics.mean(found):.4f}" if found else ""
+    return _score(own[0]["metric"], statistics.mean(found)) if found else ""
 
 
 def _between(points: list[tuple[float, float]], at: float) -> float:
