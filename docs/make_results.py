@@ -18,7 +18,7 @@ SCRIPT = "docs/make_results.py"
 
 def pages() -> dict[Path, dict[str, str]]:
     """Return the blocks of each page."""
-    lines = [json.loads(text) for text in (RESULTS / "paper.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = _lines()
     step, round_, codec, ideas, demo = map(_rows, ("client_step", "client_round", "codec", "codec_ideas", "demo"))
     return {
         ROOT / "README.md": {
@@ -34,6 +34,11 @@ def pages() -> dict[Path, dict[str, str]]:
         },
         ROOT / "docs" / "results.md": paper_tables.blocks(lines),
     }
+
+
+def _lines() -> list[dict[str, Any]]:
+    text = (RESULTS / "paper.jsonl").read_text(encoding="utf-8")
+    return paper_tables.ordered([json.loads(line) for line in text.splitlines()])
 
 
 def _rows(name: str) -> list[dict[str, Any]]:
@@ -58,8 +63,7 @@ def main() -> None:
         return
     for page, blocks in pages().items():
         page.write_text(filled(page, blocks, SCRIPT), encoding="utf-8")
-    lines = [json.loads(text) for text in (RESULTS / "paper.jsonl").read_text(encoding="utf-8").splitlines()]
-    paper_plots.draw(lines, ROOT / "docs")
+    paper_plots.draw(_lines(), ROOT / "docs")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The paper's tables from the lines of benchmarks/results/paper.jsonl, with paired statistics over seeds."""
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +13,8 @@ Cell = tuple[str, str]  # method, variant
 
 REFERENCE: Cell = ("BERT-FL", "")
 MARGIN = 0.01  # of the equivalence test: one point
+DATASETS = ("raw_biomed", "chemprot", "ncbi_disease", "bc5cdr")  # in this order, and methods in that of METHODS
+METHODS = ("base", "BERT-C", "BERT-FL", "FedBT", "FedBT-LoRA", "LoRA", "shallow student", "head")
 METRICS = {"accuracy": "accuracy", "f1": "entity F1", "loss": "MLM loss"}
 NONE_YET = "Not run yet."
 
@@ -40,6 +42,19 @@ def blocks(lines: list[Line]) -> dict[str, str]:
 
 
 # Tables -------------------------------------------------------------------------------------------------------
+
+
+def ordered(lines: list[Line]) -> list[Line]:
+    """Return the lines in the order of the tables; cells finish in any."""
+
+    def place(line: Line) -> tuple[int, int]:
+        return _index(DATASETS, line["dataset"]), _index(METHODS, line["method"])
+
+    return sorted(lines, key=place)
+
+
+def _index(names: Sequence[str], name: str) -> int:
+    return names.index(name) if name in names else len(names)
 
 
 def tuning(lines: list[Line]) -> str:
