@@ -383,7 +383,12 @@ def test_interrupted_command_stops_the_run_and_says_how_to_go_on(tmp_path: Path,
         f"launch._flwr = lambda: {str(script)!r}; sys.exit(cli.main(['run', 'output-dir={tmp_path}/out']))"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", start], cwd=APP_DIR, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", start],
+        cwd=APP_DIR,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # tests in the background ignore interrupts
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "round 1\n"
