@@ -17,13 +17,14 @@ from fedbt_app.packing import CODECS
 APP_DIR = Path(__file__).resolve().parent.parent
 TASKS = ("mlm", "classification", "ner")
 METHODS = ("fedbt", "full", "head", "lora", "fedbt-lora")
-DEPTH_METHODS = ("fedbt", "fedbt-lora")  # those whose clients may hold fewer blocks than the global model
+DEPTH_METHODS = ("fedbt", "fedbt-lora")  # those with a schedule, whose clients may hold fewer blocks
 PARTITIONERS = ("iid", "dirichlet", "size-skewed", "natural")
 NODE_KEYS = (  # that a node may set for itself, by the same name
     *("local-depth", "device", "cache-dir", "pool-dir"),
     *("text-column", "label-column", "tokens-column", "tags-column"),
 )
 EMBEDDED, NO_DATA = "embedded", "none"
+PAPER = "paper"  # the published schedule
 
 
 def key(doc: str, choices: tuple[str, ...] = (), at_least: float | None = None, at_most: float | None = None) -> Any:
@@ -162,6 +163,8 @@ class RunConfig:
             )
         if self.local_depth and self.method not in DEPTH_METHODS:
             raise FedBTError(f"local-depth is set but method={self.method} trains the whole depth: use local-depth=0")
+        if self.schedule != PAPER and self.method not in DEPTH_METHODS:
+            raise FedBTError(f"schedule is set but method={self.method} has none: use schedule=paper, or method=fedbt")
         for name in ("model", "dataset", "output_dir"):
             if not getattr(self, name).strip():
                 raise FedBTError(f"{_dashed(name)} is empty: give a value, or drop it to use the default")

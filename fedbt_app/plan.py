@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedbt_app.blocks import EMBEDDINGS, HEAD, adapter_part, block_part
+from fedbt_app.config import PAPER
 from fedbt_app.errors import FedBTError
-
-PAPER = "paper"
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import math
 from dataclasses import dataclass
 
 from fedbt_app.blocks import HEAD, Architecture, count
+from fedbt_app.config import PAPER
 from fedbt_app.packing import payload_bytes
-from fedbt_app.plan import METHODS, PAPER, RoundPlan, plan_round
+from fedbt_app.plan import METHODS, RoundPlan, plan_round
 
 BYTES = 4  # of a float32
 _FUSED_BACKWARD, _PLAIN_BACKWARD = 5, 4  # products: a fused attention kernel computes the scores again

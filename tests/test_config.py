@@ -225,3 +225,9 @@ def test_assignment_is_read_as_toml_or_else_as_text(text: str, pair: tuple[str, 
 def test_what_is_no_assignment_is_refused(text: str) -> None:
     with pytest.raises(FedBTError, match="not KEY=VALUE"):
         parse_assignment(text)
+
+
+def test_a_schedule_for_a_method_without_one_is_refused() -> None:
+    for method in ("full", "head", "lora"):
+        assert "schedule is set" in refused(method=method, schedule="-1", local_depth=0)
+    RunConfig.load(defaults() | {"method": "fedbt-lora", "schedule": "-1"})
