@@ -76,8 +76,8 @@ ABLATIONS: dict[str, Change] = {
 }
 
 
-REDRAWN, MOMENTUM = "redrawn-every-step", "server-momentum"
-NAMES = (*ABLATIONS, REDRAWN, MOMENTUM)
+REDRAWN, MOMENTUM, HEAD_RATE, BLOCK_RATES = "redrawn-every-step", "server-momentum", "head-rate", "block-rates"
+NAMES = (*ABLATIONS, REDRAWN, MOMENTUM, HEAD_RATE, BLOCK_RATES)
 BETA = 0.5
 
 
@@ -95,6 +95,8 @@ def ablated(name: str) -> Iterator[None]:
             changes.enter_context(_redrawn())
         elif name == MOMENTUM:
             changes.enter_context(_server_momentum())
+        elif name in (HEAD_RATE, BLOCK_RATES):
+            changes.enter_context(_rates(_head_rate if name == HEAD_RATE else _block_rate))
         elif name:
             changes.enter_context(patch.object(strategy, "plan_round", changed))
         yield
@@ -110,6 +112,40 @@ def _server_momentum() -> Iterator[None]:
         real_apply(state, {name: velocity[name] for name in mean})
 
     with patch.object(GlobalState, "apply", apply):
+        yield
+
+
+def _head_rate(name: str, last: int) -> float:
+    """Train the head at ten times the learning rate."""
+    return 1.0 if name.startswith("bert.encoder.layer.") else 10.0
+
+
+def _block_rate(name: str, last: int) -> float:
+    """Halve the learning rate from block to block, from the last one down (as ULMFiT does, Howard and Ruder 2018)."""
+    if not name.startswith("bert.encoder.layer."):
+        return 1.0
+    return 0.5 ** (last - int(name.split(".")[3]))
+
+
+@contextmanager
+def _rates(rate: Callable[[str, int], float]) -> Iterator[None]:
+    """Train each tensor at the learning rate times `rate(name, index of the last block)`."""
+    real_run, real_optimizer = train.run, train.Optimizer
+
+    def run(local: LocalModel, rows: Any, collator: Any, settings: train.TrainSettings, *others: Any) -> Any:
+        class Optimizer(real_optimizer):
+            def __init__(self, parameters: Any, settings: train.TrainSettings) -> None:
+                hooks = []
+                for name, parameter in local.trained.items():
+                    own = settings.learning_rate * rate(name, local.plan.local_blocks[-1])
+                    super().__init__([parameter], replace(settings, learning_rate=own))
+                    hooks += self._hooks
+                self._hooks = hooks
+
+        with patch.object(train, "Optimizer", Optimizer):
+            return real_run(local, rows, collator, settings, *others)
+
+    with patch.object(train, "run", run):
         yield
 
 
