@@ -18,8 +18,6 @@ import numpy as np
 from fedbt_app import client, local_model, plan, strategy, train
 from fedbt_app.local_model import LocalModel, Weights, whole_plan
 from fedbt_app.plan import RoundPlan
-from fedbt_app.pool import Tensors
-from fedbt_app.state import GlobalState
 
 Change = Callable[[RoundPlan, int, np.random.Generator], RoundPlan]
 
@@ -76,9 +74,8 @@ ABLATIONS: dict[str, Change] = {
 }
 
 
-REDRAWN, MOMENTUM, HEAD_RATE, BLOCK_RATES = "redrawn-every-step", "server-momentum", "head-rate", "block-rates"
-NAMES = (*ABLATIONS, REDRAWN, MOMENTUM, HEAD_RATE, BLOCK_RATES)
-BETA = 0.5
+REDRAWN, HEAD_RATE, BLOCK_RATES = "redrawn-every-step", "head-rate", "block-rates"
+NAMES = (*ABLATIONS, REDRAWN, HEAD_RATE, BLOCK_RATES)
 
 
 @contextmanager
@@ -93,25 +90,10 @@ def ablated(name: str) -> Iterator[None]:
     with contextlib.ExitStack() as changes:
         if name == REDRAWN:
             changes.enter_context(_redrawn())
-        elif name == MOMENTUM:
-            changes.enter_context(_server_momentum())
         elif name in (HEAD_RATE, BLOCK_RATES):
             changes.enter_context(_rates(_head_rate if name == HEAD_RATE else _block_rate))
         elif name:
             changes.enter_context(patch.object(strategy, "plan_round", changed))
-        yield
-
-
-@contextmanager
-def _server_momentum() -> Iterator[None]:
-    """Add to each aggregated delta BETA times the last one applied to that tensor (FedAvgM, Hsu et al. 2019)."""
-    real_apply, velocity = GlobalState.apply, {}
-
-    def apply(state: GlobalState, mean: Tensors) -> None:
-        velocity.update({name: delta + BETA * velocity.get(name, 0) for name, delta in mean.items()})
-        real_apply(state, {name: velocity[name] for name in mean})
-
-    with patch.object(GlobalState, "apply", apply):
         yield
 
 

@@ -99,6 +99,12 @@ class RunConfig:
     static_maskings: int = key("Fixed maskings of each row with masking=static.", at_least=1)
     lora_rank: int = key("Rank of the adapters (lora, fedbt-lora).", at_least=1)
     lora_alpha: float = key("Scale of the adapters: alpha / rank.", at_least=0)
+    server_momentum: float = key(
+        "Share of a part's last step that the server adds to its next one (FedAvgM); nothing more is computed on the "
+        "clients or sent.",
+        at_least=0,
+        at_most=0.99,
+    )
     participation: float = key("Share of the connected clients asked in a round.", at_least=1e-6, at_most=1)
     min_clients: int = key("Clients that must be connected before the run starts.", at_least=1)
     min_replies: int = key("Usable replies that a round needs; also the fewest clients asked in a round.", at_least=1)

@@ -25,7 +25,7 @@ from fedbt_app.pool import PartState, Tensors, read_tensors, replace_file, write
 from fedbt_app.roster import Refusal
 from fedbt_app.state import Part, Step
 
-FORMAT = 1  # raise it when what is stored changes
+FORMAT = 2  # raise it when what is stored changes
 FOLDER, INDEX = "resume", "run.json"
 # They decide how long a run waits, when it stops and what it shows, not what it computes: they may change on resume.
 MAY_CHANGE = {"resume", "min-clients", "min-replies", "below-minimum", "round-timeout", "tensorboard"}
@@ -194,6 +194,7 @@ def _packed(part: Part) -> Tensors:
     """Put all of a part's tensors under names that `_unpacked` takes apart."""
     packed = {f"value/{name}": tensor for name, tensor in part.tensors.items()}
     packed |= {f"residual/{name}": tensor for name, tensor in part.residual.items()}
+    packed |= {f"velocity/{name}": tensor for name, tensor in part.velocity.items()}
     for index, step in enumerate(part.steps):
         packed |= {f"{index}/{name}": torch.tensor(array) for name, array in step.delta.arrays.items()}
     return packed
@@ -209,7 +210,8 @@ def _unpacked(entry: Mapping[str, Any], packed: Tensors) -> Part:
         arrays = {name: tensor.numpy() for name, tensor in sections[str(index)].items()}
         before = step["before"] and PartState(**step["before"])
         steps.append(Step(before, PartState(**step["state"]), Encoded(arrays, step["header"])))
-    return Part(sections["value"], PartState(**entry["state"]), tuple(steps), sections.get("residual", {}))
+    kept = (sections.get(name, {}) for name in ("residual", "velocity"))
+    return Part(sections["value"], PartState(**entry["state"]), tuple(steps), *kept)
 
 
 def _digest(run: Mapping[str, Any]) -> str:

@@ -77,6 +77,7 @@ class Part:
     state: PartState
     steps: tuple[Step, ...] = ()  # the latest, together no larger than the tensors themselves
     residual: Tensors = field(default_factory=dict)  # what the codec has dropped so far
+    velocity: Tensors = field(default_factory=dict)  # the last step as it was to be, before the codec
 
 
 @dataclass
@@ -85,6 +86,7 @@ class GlobalState:
 
     checkpoint: Checkpoint
     codec: str = "float32"
+    momentum: float = 0.0
     parts: dict[str, Part] = field(default_factory=dict)
 
     def introduce(self, part: str, tensors: Tensors) -> None:
@@ -100,12 +102,16 @@ class GlobalState:
         return {name: part.state for name, part in self.parts.items()}
 
     def apply(self, mean: Tensors) -> None:
-        """Add the aggregated deltas exactly as clients will decode them.
+        """Add the aggregated deltas, and `momentum` times each part's last step, exactly as clients will decode them.
 
-        What the codec drops is added to the part's next delta (error feedback).
+        A part's last step may be some rounds old (FedAvgM, Hsu et al. 2019, for each part by itself). What the codec
+        drops is added to the part's next delta (error feedback).
         """
         for name, deltas in by_part(mean).items():
             held = self.parts.get(name)
+            velocity = held.velocity if held else {}
+            if velocity:
+                deltas = {key: delta + self.momentum * velocity[key] for key, delta in deltas.items()}
             encoded, received, residual = encode_with_feedback(deltas, held.residual if held else {}, self.codec)
             current = held.tensors if held else {}
             tensors = {
@@ -117,7 +123,7 @@ class GlobalState:
             whole = sum(tensor.nbytes for tensor in tensors.values())
             while sum(step.delta.nbytes for step in steps) > whole and len(steps) > 1:
                 steps = steps[1:]
-            self.parts[name] = Part(tensors, state, steps, residual)
+            self.parts[name] = Part(tensors, state, steps, residual, deltas if self.momentum else {})
 
     def updates_for(self, held: Mapping[str, PartState], whole: bool = False) -> list[Update]:
         """Return what a pool that holds `held` lacks: deltas where it is a few steps behind, else values.

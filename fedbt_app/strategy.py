@@ -91,7 +91,8 @@ class FedBT:
         self.nodes = stopped.nodes if stopped else len(set(grid.get_node_ids()))
         reported = [one.capabilities.label_counts for one in self.roster.participants.values()]
         self.labels = self.labels or merge_labels(self.config.task, [*reported, self._test_labels])
-        self.state = GlobalState(self.checkpoint, self.config.codec, dict(stopped.parts) if stopped else {})
+        parts = dict(stopped.parts) if stopped else {}
+        self.state = GlobalState(self.checkpoint, self.config.codec, self.config.server_momentum, parts)
         self.weights = Weights(self.checkpoint, self.state.tensors, model_spec(self.config, self.labels))
         self._dialogue = Dialogue(
             *(grid, self.lineage, self.roster, self.state, self.weights, self.outcome, self.config.round_timeout)

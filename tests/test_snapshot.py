@@ -96,7 +96,7 @@ def refusal(values: Values) -> str:
     [
         {"task": "classification"},
         {"task": "mlm", "local_depth": 2, "client_evaluation": "every"},
-        {"task": "ner", "method": "fedbt-lora", "participation": 0.5},
+        {"task": "ner", "method": "fedbt-lora", "participation": 0.5, "server_momentum": 0.5},
     ],
     ids=lambda changes: changes["task"],
 )

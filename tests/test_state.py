@@ -142,6 +142,24 @@ def test_a_first_delta_is_added_to_the_base_and_a_later_one_to_the_result(checkp
     assert state.tensors("block.0") == {}
 
 
+def test_momentum_adds_a_share_of_the_parts_own_last_step(checkpoint: Checkpoint) -> None:
+    state, name = GlobalState(checkpoint, momentum=0.5), "bert.encoder.layer.1.output.dense.weight"
+    first, second, third = (deltas(checkpoint, "block.1", seed) for seed in (1, 2, 3))
+    expected, step = checkpoint.tensor(name), torch.zeros(())
+    for sent in (first, second, third):
+        state.apply(sent)
+        state.apply(deltas(checkpoint, "block.2", 4))  # has its own
+        step = sent[name] + 0.5 * step
+        expected = expected + step
+        assert torch.equal(state.tensors("block.1")[name], expected)
+
+
+def test_without_momentum_no_step_is_kept(checkpoint: Checkpoint) -> None:
+    state = started(checkpoint)
+    state.apply(deltas(checkpoint, "block.1", 1))
+    assert all(part.velocity == {} for part in state.parts.values())
+
+
 def test_versions_count_the_aggregations_of_each_part(checkpoint: Checkpoint) -> None:
     state = started(checkpoint)
     assert {part: one.version for part, one in state.states().items()} == {"head": 0}
