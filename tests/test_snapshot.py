@@ -218,7 +218,7 @@ def test_damaged_or_missing_file_is_refused_by_name(stopped: Values) -> None:
 
 
 def test_snapshot_of_another_format_is_refused(stopped: Values, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot_module, "FORMAT", 2)
+    monkeypatch.setattr(snapshot_module, "FORMAT", snapshot_module.FORMAT + 1)
     assert "another version of FedBT" in refusal(resumed(stopped))
 
 
