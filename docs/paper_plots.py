@@ -1,4 +1,4 @@
-"""Score against cumulative cost, for all methods: what a user decides by."""
+"""Score against cost: what a user decides by. The methods round by round, and the plans as they ended."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,6 +7,7 @@ from paper_tables import METRICS, REFERENCE, _cell, _name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Line = dict[str, Any]
 COLOURS = ("#D55E00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#6B6B6B", "#000000", "#8C564B", "#9ACD32")
@@ -24,17 +25,15 @@ def draw(lines: list[Line], folder: Path) -> list[Path]:
                 continue
             drawn.append(folder / f"results-{dataset}.png")
             _figure(own, dataset, drawn[-1])
+    plans = [line for line in lines if line["table"] == "plan-finetune"]
+    for dataset in dict.fromkeys(line["dataset"] for line in plans):
+        drawn.append(folder / f"results-plans-{dataset}.png")
+        _plans([line for line in plans if line["dataset"] == dataset], dataset, drawn[-1])
     return drawn
 
 
 def _figure(lines: list[Line], dataset: str, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11.5, 4.6))
-    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08)
-    FigureCanvasAgg(figure)
-    compute, traffic = figure.subplots(1, 2, sharey=True)
+    figure, (compute, traffic) = _canvas()
     metric = lines[0]["metric"]
     scale = 1 if metric == "loss" else 100
     for index, line in enumerate(lines):
@@ -45,16 +44,71 @@ def _figure(lines: list[Line], dataset: str, path: Path) -> None:
         }
         style |= {"linewidth": 2.4 if line["method"] in ("FedBT", REFERENCE[0]) else 1.4, "markersize": 4.5}
         scores = [scale * point[-1] for point in line["curve"]]
-        compute.plot([point[1] / 1e12 for point in line["curve"]], scores, **style)
-        traffic.plot([(point[2] + point[3]) / 1e6 for point in line["curve"]], scores, **style)
+        for axes, cost in ((compute, _tflop), (traffic, _megabytes)):
+            axes.plot([cost(*point[1:4]) for point in line["curve"]], scores, **style)
     label = METRICS[metric]
     compute.set_ylabel(f"{label} on held-out text" if metric == "loss" else f"{label} on the test set (%)")
     _finish(compute, "Client compute so far (TFLOP, all clients)")
     _finish(traffic, "Bytes so far (MB, up and down, all clients)")
-    figure.suptitle(
-        f"{dataset}: score by what it cost, one point a round (seed 1)", x=0.01, ha="left", fontweight="bold"
-    )
-    handles, labels = compute.get_legend_handles_labels()
+    _save(figure, f"{dataset}: score by what it cost, one point a round (seed 1)", path)
+
+
+def _plans(lines: list[Line], dataset: str, path: Path) -> None:
+    """Draw FedBT's plans as points beside BERT-FL's curves; those that no cheaper plan beats bear their names."""
+    figure, axes_of = _canvas()
+    same_base = [line for line in lines if "model" not in line["settings"]]
+    curves = [line for line in same_base if line["method"] == REFERENCE[0]]
+    ours = [line for line in same_base if line["method"] == "FedBT"]
+    for axes, cost in zip(axes_of, (_tflop, _megabytes), strict=True):
+        for line, dashes in zip(curves, ("-", "--", ":"), strict=False):
+            points = [(cost(*point[1:4]), 100 * point[-1]) for point in line["curve"]]
+            axes.plot(*zip(*points, strict=True), dashes, color=COLOURS[0], label=f"{_name(_cell(line))}, by round")
+        at = {line["variant"]: (cost(*(line[name] for name in COSTS)), 100 * line["value"]) for line in ours}
+        best = {
+            name: (spent, score)
+            for name, (spent, score) in at.items()
+            if all(
+                other <= score if other_spent >= spent else other < score
+                for other_spent, other in at.values()
+                if other_spent <= NEAR * spent
+            )
+        }
+        axes.scatter(*zip(*at.values(), strict=True), color="#A0A0A0", s=26, label="FedBT, the other plans", zorder=3)
+        axes.scatter(*zip(*best.values(), strict=True), color=COLOURS[1], s=34, label="FedBT, none better", zorder=3)
+        for name, point in best.items():
+            axes.annotate(name, point, xytext=(-6, 3), textcoords="offset points", ha="right", fontsize=7)
+        axes.set_xlim(left=0.5 * min(spent for spent, _ in at.values()))  # room for the names
+    axes_of[0].set_ylabel(f"{METRICS[lines[0]['metric']]} on validation text (%)")
+    _finish(axes_of[0], "Client compute (TFLOP, all clients)")
+    _finish(axes_of[1], "Bytes (MB, up and down, all clients)")
+    _save(figure, f"{dataset}: what the plans reached, by what they cost (one seed)", path)
+
+
+NEAR = 1.02  # costs that differ by less count as equal
+COSTS = ("train_flops", "uplink_bytes", "downlink_bytes")
+
+
+def _tflop(flops: float, up: float, down: float) -> float:
+    return flops / 1e12
+
+
+def _megabytes(flops: float, up: float, down: float) -> float:
+    return (up + down) / 1e6
+
+
+def _canvas() -> "tuple[Figure, Any]":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.5, 4.6))
+    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08)
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, 2, sharey=True)
+
+
+def _save(figure: "Figure", title: str, path: Path) -> None:
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9.5)
     figure.savefig(path, dpi=140, metadata={"Software": None})
 
