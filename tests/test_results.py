@@ -3,16 +3,19 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedbt_app import train
 from fedbt_app.checkpoint import Checkpoint
 from fedbt_app.config import APP_DIR, RunConfig, defaults
 from fedbt_app.errors import FedBTError
-from fedbt_app.plan import plan_round
+from fedbt_app.plan import RoundPlan, plan_round
 
 sys.path[:0] = [str(APP_DIR / "docs"), str(APP_DIR / "benchmarks")]
 import ablations  # noqa: E402
@@ -183,6 +186,27 @@ def test_ablations_plan_what_a_client_can_build(name: str, depth: int, round_: i
     assert all(0 <= block < depth for block in made.local_blocks)
     assert all(made.local_blocks.count(block) == 1 for block in made.trained_blocks)
     assert plan_round(*arguments).round == made.round
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"), [("", (1, 1, 1)), (ablations.HEAD_RATE, (1, 1, 10)), (ablations.BLOCK_RATES, (0.5, 1, 1))]
+)
+def test_rates_are_those_of_each_tensor(name: str, rates: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("bert.encoder.layer.2.output.dense.weight", "bert.encoder.layer.3.output.dense.weight", "classifier.bias")
+    trained = {tensor: torch.nn.Parameter(torch.zeros(1)) for tensor in names}
+    local = SimpleNamespace(trained=trained, plan=RoundPlan(0, (0, 1, 2, 3), (2, 3)))
+
+    def run(local: Any, rows: Any, collator: Any, settings: train.TrainSettings) -> None:
+        optimizer = train.Optimizer(local.trained.values(), settings)
+        sum(value.sum() for value in local.trained.values()).backward()
+        optimizer.detach()
+
+    monkeypatch.setattr(train, "run", run)
+    with ablations.ablated(name):
+        train.run(local, [], None, train.TrainSettings(1, 1, 0.01, 0.0))  # type: ignore[arg-type]
+    steps = [-float(value) / 0.01 for value in trained.values()]  # AdamW's first step is its learning rate
+    assert steps == pytest.approx(rates, rel=1e-4)
+    assert train.run is run
 
 
 def test_a_shallow_student_is_the_first_blocks_of_its_base(tiny_bert: Path, tmp_path: Path) -> None:
