@@ -121,13 +121,17 @@ def pretraining(lines: list[Line]) -> str:
 
 
 def plans(lines: list[Line]) -> str:
-    """Return a table for each data set: a plan's score and costs, and what BERT-FL had reached at its FLOPs."""
+    """Return a table for each data set: each plan's score and costs, BERT-FL's first, then from few FLOPs to many.
+
+    The last column is what BERT-FL had reached at a plan's FLOPs.
+    """
     made = []
     for dataset in dict.fromkeys(line["dataset"] for line in lines):
         cells = _cells(line for line in lines if line["dataset"] == dataset)
         rows = []
-        for cell, own in cells.items():
-            flops = statistics.mean(line["train_flops"] for line in own) / 1e12
+        spent = {cell: statistics.mean(line["train_flops"] for line in own) for cell, own in cells.items()}
+        for cell, own in sorted(cells.items(), key=lambda item: (item[0][0], spent[item[0]])):
+            flops = spent[cell] / 1e12
             sent = statistics.mean(line["uplink_bytes"] + line["downlink_bytes"] for line in own) / 1e6
             rows.append([_name(cell), _spread(own), f"{flops:.1f}", f"{sent:,.0f}", _equal_flops(own, cells)])
         head = f"| plan | {_title(lines, dataset)} | TFLOP of all clients | MB both ways | BERT-FL at these FLOPs |"
