@@ -17,12 +17,11 @@ MARKERS = "os^vDPX*<>"
 def draw(lines: list[Line], folder: Path) -> list[Path]:
     """Draw results-NAME.png for each data set of the fine-tuning and pre-training tables that has curves."""
     drawn = []
-    for table in ("finetune", "pretrain"):
-        of_table = [line for line in lines if line["table"] == table and len(line["curve"]) > 1 and line["seed"] == 1]
-        for dataset in dict.fromkeys(line["dataset"] for line in of_table):
-            own = [line for line in of_table if line["dataset"] == dataset]
-            if table == "pretrain" and own[0]["metric"] != "loss":
-                continue
+    curves = [line for line in lines if len(line["curve"]) > 1 and line["seed"] == 1]
+    for tables in (("finetune",), ("pretrain", "plan-pretrain")):
+        of_tables = [line for line in curves if line["table"] in tables]
+        for dataset in dict.fromkeys(line["dataset"] for line in of_tables):
+            own = [line for line in of_tables if line["dataset"] == dataset]
             drawn.append(folder / f"results-{dataset}.png")
             _figure(own, dataset, drawn[-1])
     plans = [line for line in lines if line["table"] == "plan-finetune"]
