@@ -1,5 +1,6 @@
 """Score against cost: what a user decides by. The methods round by round, and the plans as they ended."""
 
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,7 @@ def _plans(lines: list[Line], dataset: str, path: Path) -> None:
     curves = [line for line in same_base if line["method"] == REFERENCE[0]]
     ours = [line for line in same_base if line["method"] == "FedBT"]
     for axes, cost in zip(axes_of, (_tflop, _megabytes), strict=True):
-        for line, dashes in zip(curves, ("-", "--", ":"), strict=False):
+        for line, dashes in zip(curves, cycle(("-", "--", ":", "-.")), strict=False):
             points = [(cost(*point[1:4]), 100 * point[-1]) for point in line["curve"]]
             axes.plot(*zip(*points, strict=True), dashes, color=COLOURS[0], label=f"{_name(_cell(line))}, by round")
         at = {line["variant"]: (cost(*(line[name] for name in COSTS)), 100 * line["value"]) for line in ours}
