@@ -3,6 +3,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from fedbt_app.costs import ClientCosts, FlopMeter, Ledger, Stopwatch
 
@@ -51,6 +52,16 @@ def test_the_cpus_fused_attention_is_counted_forward_and_backward(masked: bool) 
     one = 2 * (2 * 4) * 8 * 8 * 16
     assert forward.total == 2 * one
     assert both.total == (2 + 5) * one
+
+
+def test_the_meter_counts_what_torchs_own_counter_does() -> None:
+    block = torch.nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True)
+    inputs = torch.randn(3, 8, 16)
+    meter = FlopMeter()
+    meter.step(0, lambda: block(inputs).sum().backward())
+    with FlopCounterMode(display=False) as counter:
+        block(inputs).sum().backward()
+    assert meter.total == counter.get_total_flops() > 0
 
 
 def test_the_meter_does_not_hide_an_error() -> None:
