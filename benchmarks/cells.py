@@ -1,9 +1,9 @@
 """The cells of the paper's tables: from declarative files to runs, and finished ones as JSON lines.
 
 A file in benchmarks/paper/ is one table. `[settings]` hold for all of its cells, `[datasets.NAME]` and `[[cells]]` add
-their own; a cell is one (method, variant), run for each data set and seed. `grid` makes a variant of each entry;
-`tuned-by` names the table whose best entry for that method gives a cell the settings to tune. `[[downstream]]` are
-runs on the model that a cell has made.
+their own; a cell is one (method, variant), run for each data set (or those that it names) and seed. `grid` makes a
+variant of each entry; `tuned-by` names the table whose best entry for that method gives a cell the settings to tune.
+`[[downstream]]` are runs on the model that a cell has made.
 """
 
 import itertools
@@ -113,7 +113,8 @@ def read_table(
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     jobs = []
     for cell in table["cells"]:
-        tries = itertools.product(table["datasets"], cell.get("grid", [{}]), cell.get("seeds", table["seeds"]))
+        datasets = cell.get("datasets", table["datasets"])
+        tries = itertools.product(datasets, cell.get("grid", [{}]), cell.get("seeds", table["seeds"]))
         for dataset, entry, seed in tries:
             variant = ", ".join(f"{key}={value}" for key, value in entry.items()) or cell.get("variant", "")
             key = (path.stem, dataset, cell["method"], variant, seed)
