@@ -82,7 +82,7 @@ class Client:
         settings = train.TrainSettings(
             epochs=config.local_epochs,
             batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
+            learning_rate=config.learning_rate_in(plan.round),
             weight_decay=config.weight_decay,
             tokens_per_batch=config.tokens_per_batch,
             micro_batch_size=config.micro_batch_size,

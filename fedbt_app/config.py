@@ -24,7 +24,7 @@ NODE_KEYS = (  # that a node may set for itself, by the same name
     *("text-column", "label-column", "tokens-column", "tags-column"),
 )
 EMBEDDED, NO_DATA = "embedded", "none"
-PAPER = "paper"  # the published schedule
+AUTO, PAPER = "auto", "paper"  # schedules: what measured best, the published one
 
 
 def key(doc: str, choices: tuple[str, ...] = (), at_least: float | None = None, at_most: float | None = None) -> Any:
@@ -39,9 +39,9 @@ class RunConfig:
     task: str = key("What is trained.", TASKS)
     method: str = key("What clients train and exchange; one row of the table in plan.py.", METHODS)
     schedule: str = key(
-        "Blocks that each round trains (fedbt, fedbt-lora): `paper`, the published order, or your own: rounds parted "
-        "by `;`, blocks by `,`, negative ones counted from the top, begun again when it ends. `-1; -2,-1` trains the "
-        "last block, then the last two."
+        "Blocks that each round trains (fedbt, fedbt-lora): `auto`, what measured best for the task (docs/results.md), "
+        "`paper`, the published order, or your own: rounds parted by `;`, blocks by `,`, negative ones counted from the "
+        "top, begun again when it ends. `-1; -2,-1` trains the last block, then the last two."
     )
     model: str = key(
         "Base encoder: `embedded`, a hub id or a folder. Any checkpoint of model type bert. A node's `model-path` wins."
@@ -87,7 +87,11 @@ class RunConfig:
     tokens_per_batch: int = key("Most padded word pieces in a step; 0 for no limit beside batch-size.", at_least=0)
     micro_batch_size: int = key("Examples that run at once, gradients added up; 0 for the whole batch.", at_least=0)
     checkpointing: bool = key("Save memory: keep only the inputs of trained blocks and run them again backwards.")
-    learning_rate: float = key("AdamW step size.", at_least=0)
+    learning_rate: float = key("AdamW step size; of the first round, where it falls.", at_least=0)
+    learning_rate_decay: str = key(
+        "How the step size falls from round to round: `none`, or `linear` to 1 / num-rounds of it in the last one.",
+        ("none", "linear"),
+    )
     weight_decay: float = key("AdamW weight decay, on matrices only.", at_least=0)
     dropout: float = key("Dropout in trained blocks and the head; frozen blocks have none.", at_least=0, at_most=0.9)
     mask_probability: float = key("Share of word pieces to predict (mlm).", at_least=0.01, at_most=0.9)
@@ -169,8 +173,8 @@ class RunConfig:
             )
         if self.local_depth and self.method not in DEPTH_METHODS:
             raise FedBTError(f"local-depth is set but method={self.method} trains the whole depth: use local-depth=0")
-        if self.schedule != PAPER and self.method not in DEPTH_METHODS:
-            raise FedBTError(f"schedule is set but method={self.method} has none: use schedule=paper, or method=fedbt")
+        if self.schedule != AUTO and self.method not in DEPTH_METHODS:
+            raise FedBTError(f"schedule is set but method={self.method} has none: use schedule=auto, or method=fedbt")
         for name in ("model", "dataset", "output_dir"):
             if not getattr(self, name).strip():
                 raise FedBTError(f"{_dashed(name)} is empty: give a value, or drop it to use the default")
@@ -179,6 +183,11 @@ class RunConfig:
     def label_names(self) -> tuple[str, ...]:
         """The configured labels; empty when the clients' are to be merged."""
         return tuple(name.strip() for name in self.labels.split(",") if name.strip())
+
+    def learning_rate_in(self, round_: int) -> float:
+        """Step size of a round, counted from 0."""
+        left = 1 - round_ / self.num_rounds if self.learning_rate_decay == "linear" else 1.0
+        return self.learning_rate * left
 
     @property
     def fixed_versions(self) -> int:

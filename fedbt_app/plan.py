@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedbt_app.blocks import EMBEDDINGS, HEAD, adapter_part, block_part
-from fedbt_app.config import PAPER
+from fedbt_app.config import AUTO, PAPER
 from fedbt_app.errors import FedBTError
 
 
@@ -85,20 +85,28 @@ def cyclic_decreasing(num_rounds: int, depth: int) -> list[int]:
     return [depth - 1 - index % window for index in range(num_rounds)]
 
 
+def resolved(schedule: str, task: str, depth: int) -> str:
+    """Return what AUTO stands for: the plan that measured best for the task (docs/results.md); others as they are."""
+    if schedule != AUTO:
+        return schedule
+    return {"mlm": "-1", "ner": f"0,{(depth - 1) // 2},-1", "classification": PAPER}[task]
+
+
 def scheduled_blocks(schedule: str, task: str, depth: int, local_depth: int, num_rounds: int) -> list[tuple[int, ...]]:
     """Return the blocks that each round trains, ascending.
 
     Parameters
     ----------
     schedule
-        PAPER, or what each round trains, again from the start when the rounds outnumber it: rounds are parted by
-        `;`, blocks by `,` and negative ones count from the top. `-1; -2,-1` trains the last block, then the last two.
+        AUTO, PAPER, or what each round trains, again from the start when the rounds outnumber it: rounds are parted
+        by `;`, blocks by `,`, negative ones count from the top. `-1; -2,-1` trains the last block, then the last two.
 
     Raises
     ------
     FedBTError
-        If `schedule` is neither, or names a block that the model has not.
+        If `schedule` is none of these, or names a block that the model has not.
     """
+    schedule = resolved(schedule, task, depth)
     if schedule != PAPER:
         cycle = [_blocks(turn, schedule, depth) for turn in schedule.split(";")]
         return [cycle[index % len(cycle)] for index in range(num_rounds)]
@@ -111,7 +119,7 @@ def _blocks(turn: str, schedule: str, depth: int) -> tuple[int, ...]:
     try:
         named = [int(name) for name in turn.split(",")]
     except ValueError:
-        raise FedBTError(f"schedule={schedule} is not one: write paper, or blocks as in `-1; -2,-1`") from None
+        raise FedBTError(f"schedule={schedule} is not one: write auto, paper or blocks as in `-1; -2,-1`") from None
     for block in named:
         if not -depth <= block < depth:
             raise FedBTError(
@@ -132,8 +140,13 @@ def frozen_prefix(method: str, task: str, depth: int, local_depth: int, num_roun
 
 def default_local_depth(method: str, task: str, depth: int, schedule: str = PAPER) -> int:
     """Return L_k where the user gives none: half the depth for sampled pre-training, all of it else."""
-    sampled = METHODS[method].blocks == "scheduled" and task == "mlm" and schedule == PAPER
+    sampled = METHODS[method].blocks == "scheduled" and _samples(schedule, task, depth)
     return max(1, depth // 2) if sampled else depth
+
+
+def _samples(schedule: str, task: str, depth: int) -> bool:
+    """Say whether the blocks above the trained one are drawn: in the paper's pre-training."""
+    return task == "mlm" and resolved(schedule, task, depth) == PAPER
 
 
 def plan_round(
@@ -160,7 +173,7 @@ def plan_round(
         return RoundPlan(round_, everything, everything, row.embeddings, row.adapters)
     local_depth = min(local_depth or default_local_depth(method, task, depth, schedule), depth)
     trained = scheduled_blocks(schedule, task, depth, local_depth, num_rounds)[round_][-local_depth:]
-    if task == "mlm" and schedule == PAPER:
+    if _samples(schedule, task, depth):
         local = _sampled_above(trained[0], local_depth, depth, _generator(seed, client, round_))
     else:
         frozen = [block for block in everything if block not in trained][: local_depth - len(trained)]

@@ -16,7 +16,7 @@ from local_grid import LocalGrid
 
 from fedbt_app.blocks import EMBEDDINGS, HEAD, block_part
 from fedbt_app.checkpoint import Checkpoint
-from fedbt_app.config import RunConfig, defaults
+from fedbt_app.config import DEPTH_METHODS, PAPER, RunConfig, defaults
 from fedbt_app.costs import Outcome
 from fedbt_app.pool import Tensors
 from fedbt_app.roster import Participant, Refusal
@@ -106,6 +106,8 @@ def settings(
             "precision": "float32",
             "codec": "float32",
         }
+        if changes.get("method", "fedbt") in DEPTH_METHODS:
+            values["schedule"] = PAPER  # the blocks take turns, which is the harder case
         return values | {name.replace("_", "-"): value for name, value in changes.items()}
 
     return make

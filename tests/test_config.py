@@ -95,6 +95,12 @@ def test_badly_typed_value_is_named_with_what_it_must_be(name: str, value: Any, 
     assert refused(**{name: value}).startswith(f"{name} must be {words}, not {value!r}")
 
 
+@pytest.mark.parametrize(("decay", "rates"), [("none", [0.2, 0.2, 0.2, 0.2]), ("linear", [0.2, 0.15, 0.1, 0.05])])
+def test_the_step_size_of_each_round(decay: str, rates: list[float]) -> None:
+    config = RunConfig.load(defaults() | {"learning-rate": 0.2, "learning-rate-decay": decay, "num-rounds": 4})
+    assert [config.learning_rate_in(round_) for round_ in range(4)] == pytest.approx(rates)
+
+
 def test_whole_numbers_serve_as_numbers_and_as_text() -> None:
     config = RunConfig.load(defaults() | {"learning-rate": 1, "labels": 7})
     assert (config.learning_rate, type(config.learning_rate)) == (1.0, float)
@@ -230,4 +236,5 @@ def test_what_is_no_assignment_is_refused(text: str) -> None:
 def test_a_schedule_for_a_method_without_one_is_refused() -> None:
     for method in ("full", "head", "lora"):
         assert "schedule is set" in refused(method=method, schedule="-1", local_depth=0)
+        assert "schedule is set" in refused(method=method, schedule="paper", local_depth=0)
     RunConfig.load(defaults() | {"method": "fedbt-lora", "schedule": "-1"})

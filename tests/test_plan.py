@@ -198,6 +198,20 @@ def test_the_published_schedule_is_what_paper_names() -> None:
         assert own == [plan(task, round_, local_depth=12) for round_ in range(rounds)]
 
 
+@pytest.mark.parametrize(
+    ("task", "depth", "schedule"),
+    [
+        *(("mlm", 12, "-1"), ("mlm", 1, "0"), ("classification", 12, "paper")),
+        *(("ner", 12, "0,5,11"), ("ner", 6, "0,2,5"), ("ner", 2, "0,1"), ("ner", 1, "0")),
+    ],
+)
+def test_the_default_is_what_measured_best_for_the_task(task: str, depth: int, schedule: str) -> None:
+    for round_ in range(4):
+        made = plan(task, round_, depth=depth, schedule="auto")
+        assert made == plan(task, round_, depth=depth, schedule=schedule)
+        assert len(made.local_blocks) == depth
+
+
 def test_a_client_below_full_depth_keeps_what_it_trains_and_the_shallowest_others() -> None:
     made = plan("mlm", local_depth=4, schedule="3,-2,-1")
     assert (made.trained_blocks, made.local_blocks) == ((3, 10, 11), (0, 3, 10, 11))

@@ -140,6 +140,20 @@ SKEWED = {
 }
 
 
+def test_a_falling_step_size_is_that_of_the_round_on_every_client(
+    small: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, real = [], train.run
+
+    def run(local: Any, rows: Any, collator: Any, settings: train.TrainSettings, *others: Any) -> Any:
+        used.append((local.plan.round, settings.learning_rate))
+        return real(local, rows, collator, settings, *others)
+
+    monkeypatch.setattr(train, "run", run)
+    federate(small(learning_rate=0.5, learning_rate_decay="linear"), simulated(2))
+    assert used == [(0, 0.5)] * 2 + [(1, 0.25)] * 2
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_full_method_equals_fedavg_bit_for_bit(small: Settings, task: str) -> None:
     values = small(**SKEWED, task=task, local_epochs=2)
