@@ -40,8 +40,8 @@ class RunConfig:
     method: str = key("What clients train and exchange; one row of the table in plan.py.", METHODS)
     schedule: str = key(
         "Blocks that each round trains (fedbt, fedbt-lora): `auto`, what measured best for the task (docs/results.md), "
-        "`paper`, the published order, or your own: rounds parted by `;`, blocks by `,`, negative ones counted from the "
-        "top, begun again when it ends. `-1; -2,-1` trains the last block, then the last two."
+        "`paper`, the published order, or your own: rounds parted by `;`, blocks by `,`, negative ones counted from "
+        "the top, begun again when it ends. `-1; -2,-1` trains the last block, then the last two."
     )
     model: str = key(
         "Base encoder: `embedded`, a hub id or a folder. Any checkpoint of model type bert. A node's `model-path` wins."
