@@ -94,6 +94,7 @@ def _run(options: argparse.Namespace, scenario: str, codec: str, seed: int) -> R
     values |= {"partitioner": "iid", "client-evaluation": "never"}
     values["dataset"] = _path(options.classification if scenario == "classification" else options.mlm)
     if scenario == "mlm":
+        values["schedule"] = "paper"
         values["model"] = _path(options.mlm_model)
     return Run((scenario, codec, seed), values, options.work.resolve() / f"{scenario}-{codec}-{seed}")
 
