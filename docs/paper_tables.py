@@ -36,6 +36,7 @@ def blocks(lines: list[Line]) -> dict[str, str]:
         "pretrain-tuning": of("pretrain-tuning", tuning),
         "pretrain": of("pretrain", pretraining),
         "skew": of("skew", skew),
+        "plan-tuning": of("plan-tuning", tuning),
         "plan-finetune": of("plan-finetune", plans),
         "plan-pretrain": of("plan-pretrain", pretraining, beside="pretrain"),
     }

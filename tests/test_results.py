@@ -139,6 +139,17 @@ def test_a_cell_takes_the_settings_that_were_best_on_validation(tmp_path: Path) 
         cells.read_table(path, {})
 
 
+def test_a_cell_runs_on_the_data_sets_that_it_names_or_on_all(tmp_path: Path) -> None:
+    path = tmp_path / "final.toml"
+    path.write_text(
+        'clients = 3\nseeds = [1]\n[settings]\nnum-rounds = 2\n[datasets.notes.settings]\ntask = "ner"\n'
+        '[datasets.letters.settings]\ntask = "mlm"\n[[cells]]\nmethod = "FedBT"\n'
+        '[[cells]]\nmethod = "FedBT"\nvariant = "wide"\ndatasets = ["notes"]\n'
+    )
+    about = [(job.variant, job.stages[0].dataset) for job in cells.read_table(path, {})]
+    assert about == [("", "notes"), ("", "letters"), ("wide", "notes")]
+
+
 def test_a_finished_cell_replaces_an_older_one_and_keeps_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     cells.add_lines(path, [line(seed=1), line(seed=2)])
