@@ -1,5 +1,6 @@
 """Score against cost: what a user decides by. The methods round by round, and the plans as they ended."""
 
+from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Line = dict[str, Any]
+Cost = Callable[[float, float, float], float]  # of FLOPs, bytes up and bytes down
 COLOURS = ("#D55E00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#6B6B6B", "#000000", "#8C564B", "#9ACD32")
 MARKERS = "os^vDPX*<>"
 
@@ -54,34 +56,38 @@ def _figure(lines: list[Line], dataset: str, path: Path) -> None:
 
 
 def _plans(lines: list[Line], dataset: str, path: Path) -> None:
-    """Draw FedBT's plans as points beside BERT-FL's curves; those that no cheaper plan beats bear their names."""
+    """Draw FedBT's plans beside BERT-FL's curves; those that no cheaper plan beats, by either cost, bear a number."""
     figure, axes_of = _canvas()
     same_base = [line for line in lines if "model" not in line["settings"]]
     curves = [line for line in same_base if line["method"] == REFERENCE[0]]
-    ours = [line for line in same_base if line["method"] == "FedBT"]
-    for axes, cost in zip(axes_of, (_tflop, _megabytes), strict=True):
+    ours = sorted((line for line in same_base if line["method"] == "FedBT"), key=lambda line: line["train_flops"])
+    costs = (_tflop, _megabytes)
+    best = [line for line in ours if any(_unbeaten(line, ours, cost) for cost in costs)]
+    for axes, cost in zip(axes_of, costs, strict=True):
         for line, dashes in zip(curves, cycle(("-", "--", ":", "-.")), strict=False):
             points = [(cost(*point[1:4]), 100 * point[-1]) for point in line["curve"]]
             axes.plot(*zip(*points, strict=True), dashes, color=COLOURS[0], label=f"{_name(_cell(line))}, by round")
-        at = {line["variant"]: (cost(*(line[name] for name in COSTS)), 100 * line["value"]) for line in ours}
-        best = {
-            name: (spent, score)
-            for name, (spent, score) in at.items()
-            if all(
-                other <= score if other_spent >= spent else other < score
-                for other_spent, other in at.values()
-                if other_spent <= NEAR * spent
-            )
-        }
-        axes.scatter(*zip(*at.values(), strict=True), color="#A0A0A0", s=26, label="FedBT, the other plans", zorder=3)
-        axes.scatter(*zip(*best.values(), strict=True), color=COLOURS[1], s=34, label="FedBT, none better", zorder=3)
-        for name, point in best.items():
-            axes.annotate(name, point, xytext=(-6, 3), textcoords="offset points", ha="right", fontsize=7)
-        axes.set_xlim(left=0.5 * min(spent for spent, _ in at.values()))  # room for the names
+        others = [(_spent(line, cost), 100 * line["value"]) for line in ours if line not in best]
+        if others:
+            axes.scatter(*zip(*others, strict=True), color="#B0B0B0", s=22, label="FedBT, the other plans", zorder=3)
+        for number, line in enumerate(best, 1):
+            style = {"color": COLOURS[1], "marker": f"${number}$", "s": 60 if number < 10 else 110, "zorder": 4}
+            axes.scatter(_spent(line, cost), 100 * line["value"], label=f"FedBT, {line['variant']}", **style)
     axes_of[0].set_ylabel(f"{METRICS[lines[0]['metric']]} on validation text (%)")
     _finish(axes_of[0], "Client compute (TFLOP, all clients)")
     _finish(axes_of[1], "Bytes (MB, up and down, all clients)")
     _save(figure, f"{dataset}: what the plans reached, by what they cost (one seed)", path)
+
+
+def _spent(line: Line, cost: Cost) -> float:
+    return cost(*(line[name] for name in COSTS))
+
+
+def _unbeaten(line: Line, others: list[Line], cost: Cost) -> bool:
+    """Say whether no plan that costs as much or less scores better, nor a cheaper one as well."""
+    spent, score = _spent(line, cost), line["value"]
+    rivals = [(_spent(other, cost), other["value"]) for other in others]
+    return all(value <= score if other >= spent else value < score for other, value in rivals if other <= NEAR * spent)
 
 
 NEAR = 1.02  # costs that differ by less count as equal
@@ -100,7 +106,7 @@ def _canvas() -> "tuple[Figure, Any]":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11.5, 4.6))
+    figure = Figure(figsize=(14, 4.8))
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(1, 2, sharey=True)
@@ -109,7 +115,7 @@ def _canvas() -> "tuple[Figure, Any]":
 def _save(figure: "Figure", title: str, path: Path) -> None:
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9.5)
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8.5)
     figure.savefig(path, dpi=140, metadata={"Software": None})
 
 
@@ -118,7 +124,7 @@ def _finish(axes: "Axes", label: str) -> None:
 
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 30 * low else (1.0,)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(label)
