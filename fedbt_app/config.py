@@ -39,9 +39,10 @@ class RunConfig:
     task: str = key("What is trained.", TASKS)
     method: str = key("What clients train and exchange; one row of the table in plan.py.", METHODS)
     schedule: str = key(
-        "Blocks that each round trains (fedbt, fedbt-lora): `auto`, what measured best for the task (docs/results.md), "
-        "`paper`, the published order, or your own: rounds parted by `;`, blocks by `,`, negative ones counted from "
-        "the top, begun again when it ends. `-1; -2,-1` trains the last block, then the last two."
+        "Blocks that each round trains (fedbt, fedbt-lora): `paper`, the published order; `auto`, what measured best "
+        "for the task: above 6 blocks the same, else see docs/methods.md; or your own: rounds parted by `;`, blocks by "
+        "`,`, negative ones counted from the top, begun again when it ends. `-1; -2,-1` trains the last block, then the last "
+        "two."
     )
     model: str = key(
         "Base encoder: `embedded`, a hub id or a folder. Any checkpoint of model type bert. A node's `model-path` wins."

@@ -14,6 +14,8 @@ from fedbt_app.blocks import EMBEDDINGS, HEAD, adapter_part, block_part
 from fedbt_app.config import AUTO, PAPER
 from fedbt_app.errors import FedBTError
 
+SHALLOW = 6  # blocks
+
 
 @dataclass(frozen=True)
 class Method:
@@ -86,10 +88,14 @@ def cyclic_decreasing(num_rounds: int, depth: int) -> list[int]:
 
 
 def resolved(schedule: str, task: str, depth: int) -> str:
-    """Return what AUTO stands for: the plan that measured best for the task (docs/results.md); others as they are."""
+    """Return what AUTO stands for, others as they are: the plan that measured best for the task and a model so deep.
+
+    Up to SHALLOW blocks that is our measurement (docs/results.md), above it that of the paper, on 12 blocks.
+    """
     if schedule != AUTO:
         return schedule
-    return {"mlm": "-1", "ner": f"0,{(depth - 1) // 2},-1", "classification": PAPER}[task]
+    best = {"mlm": "-1", "ner": f"0,{(depth - 1) // 2},-1", "classification": PAPER}
+    return best[task] if depth <= SHALLOW else PAPER
 
 
 def scheduled_blocks(schedule: str, task: str, depth: int, local_depth: int, num_rounds: int) -> list[tuple[int, ...]]:

@@ -37,9 +37,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("task", "share"),
     [
-        (["--task", "mlm", "schedule=paper"], "7.04 %"),
         (["--task", "mlm"], "7.04 %"),
-        (["--task", "ner", "--num-labels", "13", "schedule=paper"], "20.19 %"),
+        (["--task", "ner", "--num-labels", "13"], "20.19 %"),
         (["--task", "classification", "--num-labels", "13"], "20.62 %"),
     ],
 )
@@ -61,8 +60,7 @@ def test_plan_of_full_training_is_the_whole(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_plan_lists_every_round_with_its_blocks(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--task", "mlm", "--num-rounds", "10", "--local-depth", "6", "schedule=paper"]
-    assert main(["plan", "--arch", "bert-base", *arguments]) == 0
+    assert main(["plan", "--arch", "bert-base", "--task", "mlm", "--num-rounds", "10", "--local-depth", "6"]) == 0
     rows = re.findall(r"^ *(\d+) +(\S.*?) \+ head +(\d+) ", capsys.readouterr().out, re.MULTILINE)
     assert [int(row[0]) for row in rows] == list(range(1, 11))
     assert [row[1] for row in rows] == ["0", "0", "0", "0", "0", "1", "1", "1", "2", "3"]
