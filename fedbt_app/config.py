@@ -41,8 +41,8 @@ class RunConfig:
     schedule: str = key(
         "Blocks that each round trains (fedbt, fedbt-lora): `paper`, the published order; `auto`, what measured best "
         "for the task: above 6 blocks the same, else see docs/methods.md; or your own: rounds parted by `;`, blocks by "
-        "`,`, negative ones counted from the top, begun again when it ends. `-1; -2,-1` trains the last block, then the last "
-        "two."
+        "`,`, negative ones counted from the top, begun again when it ends. `-1; -2,-1` trains the last block, then "
+        "the last two."
     )
     model: str = key(
         "Base encoder: `embedded`, a hub id or a folder. Any checkpoint of model type bert. A node's `model-path` wins."
