@@ -33,6 +33,7 @@ def blocks(lines: list[Line]) -> dict[str, str]:
         "finetune-tuning": of("finetune-tuning", tuning),
         "finetune": of("finetune", comparison),
         "cost to target": of("finetune", cost_to_target),
+        "finetune-16": of("finetune-16", comparison),
         "pretrain-tuning": of("pretrain-tuning", tuning),
         "pretrain": of("pretrain", pretraining),
         "skew": of("skew", skew),

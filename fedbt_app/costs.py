@@ -35,11 +35,13 @@ class _Counting(TorchDispatchMode):
     """Adds up the FLOPs of the operators that run, by torch's own formulas.
 
     torch's FlopCounterMode gives the same number, but keeps books by module and takes operators apart again; at
-    small batches that made a counted step half as slow again.
+    small batches that made a counted step half as slow again. In inference mode torch hands over operators whole, such
+    as `linear`, for which there is no formula: refused, as it would count too little.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        assert not torch.is_inference_mode_enabled(), "FLOPs are not seen in inference mode: use no_grad"
         self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

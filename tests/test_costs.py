@@ -64,6 +64,11 @@ def test_the_meter_counts_what_torchs_own_counter_does() -> None:
     assert meter.total == counter.get_total_flops() > 0
 
 
+def test_the_meter_refuses_to_count_where_it_would_see_too_little() -> None:
+    with torch.inference_mode(), pytest.raises(AssertionError, match="use no_grad"):
+        FlopMeter().step(0, lambda: product(4))
+
+
 def test_the_meter_does_not_hide_an_error() -> None:
     with pytest.raises(ZeroDivisionError):
         FlopMeter().step(0, lambda: 1 // 0)
