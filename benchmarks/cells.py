@@ -6,6 +6,7 @@ variant of each entry; `tuned-by` names the table whose best entry for that meth
 `[[downstream]]` are runs on the model that a cell has made.
 """
 
+import fcntl
 import itertools
 import json
 import os
@@ -73,14 +74,19 @@ def read_lines(path: Path) -> dict[Key, Line]:
 
 
 def add_lines(path: Path, new: Iterable[Line]) -> None:
-    """Add finished cells, in place of those that were there; the file is whole at any time."""
-    lines = read_lines(path) | {key_of(line): line for line in new}
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines.values())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    """Add finished cells, in place of those that were there; the file is whole at any time, whoever else adds."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # not the file: that is another one after each replacement
+        lines = read_lines(path) | {key_of(line): line for line in new}
+        partial = path.with_name(f"{path.name}.partial")
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines.values())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        os.close(folder)
 
 
 def key_of(line: Line) -> Key:

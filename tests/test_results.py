@@ -1,6 +1,7 @@
 """Docs show what benchmarks/results/ says; the paper's tables read, resume and test as they should."""
 
 import json
+import multiprocessing
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,6 +124,22 @@ def test_a_table_gives_runs_that_the_product_accepts(path: Path, tuned: dict[cel
             RunConfig.load(defaults() | stage.settings | {"dataset": "x", "min-clients": stage.clients})
 
 
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_a_stored_line_was_run_with_the_settings_that_its_table_gives(path: Path) -> None:
+    def changed(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if name != "model" and standard[name] != value}
+
+    standard, done = defaults(), cells.read_lines(paper.RESULTS)
+    own = {key: changed(line["settings"]) for key, line in done.items() if key[0] == path.stem}
+    jobs = cells.read_table(path, done, {"method": {key[2] for key in own}})
+    declared = {
+        key: changed(stage.settings | {"min-clients": stage.clients})
+        for job in jobs
+        for key, stage in zip(job.keys, job.own_stages, strict=True)
+    }
+    assert own == {key: declared.get(key) for key in own}
+
+
 def test_a_cell_takes_the_settings_that_were_best_on_validation(tmp_path: Path) -> None:
     path = tmp_path / "final.toml"
     path.write_text(
@@ -156,6 +173,22 @@ def test_a_finished_cell_replaces_an_older_one_and_keeps_the_rest(tmp_path: Path
     cells.add_lines(path, [line(seed=1, value=0.9)])
     assert [json.loads(text)["value"] for text in path.read_text().splitlines()] == [0.9, 0.5]
     assert [one.name for one in tmp_path.iterdir()] == ["lines.jsonl"]
+
+
+def test_cells_added_by_several_processes_are_all_there(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+
+    def add(start: int) -> None:
+        for seed in range(start, start + 20):
+            cells.add_lines(path, [line(seed=seed)])
+
+    context = multiprocessing.get_context("fork")
+    adding = [context.Process(target=add, args=(start,)) for start in (0, 20, 40)]
+    for process in adding:
+        process.start()
+    for process in adding:
+        process.join()
+    assert sorted(key[-1] for key in cells.read_lines(path)) == list(range(60))
 
 
 @pytest.mark.parametrize("bare", [False, True])
