@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -35,7 +36,9 @@ def run_all(runs: Sequence[Job], processes: int, work: Callable[[Job], Result]) 
     # be paged in anew each step, a tenth of BERT-FL's time.
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
     spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawned, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(
+        processes, mp_context=spawned, initializer=_end_with_parent, max_tasks_per_child=1
+    ) as pool:
         waiting: dict[Future[Result], Job] = {pool.submit(work, one): one for one in runs}
         try:
             for done in as_completed(waiting):
@@ -43,6 +46,17 @@ def run_all(runs: Sequence[Job], processes: int, work: Callable[[Job], Result]) 
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone: killed, it cannot tell."""
+
+    def follow() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def do(one: Run, grid: type[LocalGrid] = LocalGrid) -> dict[str, Any]:

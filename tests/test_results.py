@@ -2,7 +2,10 @@
 
 import json
 import multiprocessing
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -189,6 +192,29 @@ def test_cells_added_by_several_processes_are_all_there(tmp_path: Path) -> None:
     for process in adding:
         process.join()
     assert sorted(key[-1] for key in cells.read_lines(path)) == list(range(60))
+
+
+def test_a_killed_run_of_tables_leaves_no_cell_running(tmp_path: Path) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(
+        f"import os, sys, time\nsys.path[:0] = {[*sys.path[:2], str(APP_DIR)]}\nfrom federation import run_all\n"
+        "def work(path):\n    open(path, 'w').write(str(os.getpid()))\n    time.sleep(600)\n"
+        "if __name__ == '__main__':\n    list(run_all([sys.argv[1]], 1, work))\n"
+    )
+    noted = tmp_path / "pid"
+    with subprocess.Popen([sys.executable, str(script), str(noted)]) as running:
+        eventually(lambda: noted.exists() and noted.read_text() != "")
+        running.kill()
+    command = Path(f"/proc/{noted.read_text()}/cmdline")  # empty when it has ended and nobody has asked how
+    eventually(lambda: not command.exists() or not command.read_bytes())
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 120.0) -> None:
+    """Wait until it holds."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("bare", [False, True])
