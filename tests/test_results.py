@@ -197,7 +197,8 @@ def test_cells_added_by_several_processes_are_all_there(tmp_path: Path) -> None:
 def test_a_killed_run_of_tables_leaves_no_cell_running(tmp_path: Path) -> None:
     script = tmp_path / "killed.py"
     script.write_text(
-        f"import os, sys, time\nsys.path[:0] = {[*sys.path[:2], str(APP_DIR)]}\nfrom federation import run_all\n"
+        f"import os, sys, time\nsys.path[:0] = {[str(APP_DIR / 'benchmarks'), str(APP_DIR)]}\n"
+        "from federation import run_all\n"
         "def work(path):\n    open(path, 'w').write(str(os.getpid()))\n    time.sleep(600)\n"
         "if __name__ == '__main__':\n    list(run_all([sys.argv[1]], 1, work))\n"
     )
@@ -258,16 +259,14 @@ def test_ablations_plan_what_a_client_can_build(name: str, depth: int, round_: i
     assert plan_round(*arguments).round == made.round
 
 
-@pytest.mark.parametrize(
-    ("name", "rates"), [("", (1, 1, 1)), (ablations.HEAD_RATE, (1, 1, 10)), (ablations.BLOCK_RATES, (0.5, 1, 1))]
-)
+@pytest.mark.parametrize(("name", "rates"), [("", (1, 1, 1)), (ablations.BLOCK_RATES, (0.5, 1, 1))])
 def test_rates_are_those_of_each_tensor(name: str, rates: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("bert.encoder.layer.2.output.dense.weight", "bert.encoder.layer.3.output.dense.weight", "classifier.bias")
     trained = {tensor: torch.nn.Parameter(torch.zeros(1)) for tensor in names}
     local = SimpleNamespace(trained=trained, plan=RoundPlan(0, (0, 1, 2, 3), (2, 3)))
 
     def run(local: Any, rows: Any, collator: Any, settings: train.TrainSettings) -> None:
-        optimizer = train.Optimizer(local.trained.values(), settings)
+        optimizer = train.Optimizer(local.trained, settings)
         sum(value.sum() for value in local.trained.values()).backward()
         optimizer.detach()
 
