@@ -74,8 +74,8 @@ ABLATIONS: dict[str, Change] = {
 }
 
 
-REDRAWN, BLOCK_RATES = "redrawn-every-step", "block-rates"
-NAMES = (*ABLATIONS, REDRAWN, BLOCK_RATES)
+REDRAWN, HEAD_RATE, BLOCK_RATES = "redrawn-every-step", "head-rate", "block-rates"
+NAMES = (*ABLATIONS, REDRAWN, HEAD_RATE, BLOCK_RATES)
 
 
 @contextmanager
@@ -90,32 +90,37 @@ def ablated(name: str) -> Iterator[None]:
     with contextlib.ExitStack() as changes:
         if name == REDRAWN:
             changes.enter_context(_redrawn())
-        elif name == BLOCK_RATES:
-            changes.enter_context(_block_rates())
+        elif name in (HEAD_RATE, BLOCK_RATES):
+            changes.enter_context(_rates(_head_rate if name == HEAD_RATE else _block_rate))
         elif name:
             changes.enter_context(patch.object(strategy, "plan_round", changed))
         yield
 
 
+def _head_rate(name: str, last: int) -> float:
+    """Train the head at ten times the learning rate."""
+    return 1.0 if name.startswith("bert.encoder.layer.") else 10.0
+
+
 def _block_rate(name: str, last: int) -> float:
-    """Return the share of the learning rate: halved from block to block, from the last one down."""
+    """Halve the learning rate from block to block, from the last one down (as ULMFiT does, Howard and Ruder 2018)."""
     if not name.startswith("bert.encoder.layer."):
         return 1.0
     return 0.5 ** (last - int(name.split(".")[3]))
 
 
 @contextmanager
-def _block_rates() -> Iterator[None]:
-    """Train each block at a rate of its own (as ULMFiT does, Howard and Ruder 2018)."""
+def _rates(rate: Callable[[str, int], float]) -> Iterator[None]:
+    """Train each tensor at the learning rate times `rate(name, index of the last block)`."""
     real_run, real_optimizer = train.run, train.Optimizer
 
     def run(local: LocalModel, rows: Any, collator: Any, settings: train.TrainSettings, *others: Any) -> Any:
         class Optimizer(real_optimizer):
-            def __init__(self, trained: Any, settings: train.TrainSettings) -> None:
+            def __init__(self, parameters: Any, settings: train.TrainSettings) -> None:
                 hooks = []
-                for name, parameter in trained.items():
-                    own = settings.learning_rate * _block_rate(name, local.plan.local_blocks[-1])
-                    super().__init__({name: parameter}, replace(settings, learning_rate=own))
+                for name, parameter in local.trained.items():
+                    own = settings.learning_rate * rate(name, local.plan.local_blocks[-1])
+                    super().__init__([parameter], replace(settings, learning_rate=own))
                     hooks += self._hooks
                 self._hooks = hooks
 

@@ -114,7 +114,7 @@ def _stock_step(model: Any, bfloat16: bool) -> Callable[[Work], None]:
 
 
 def _exact_step(local: LocalModel, cache: PrefixCache | None = None) -> Callable[[Work], None]:
-    train.Optimizer(local.trained, SETTINGS)  # steps within the backward pass
+    train.Optimizer(local.trained.values(), SETTINGS)  # steps within the backward pass
 
     def run(work: Work) -> None:
         start = None

@@ -88,13 +88,18 @@ def comparison(lines: list[Line]) -> str:
 
 
 def main_table(lines: list[Line]) -> str:
-    """Return the README's table: every method's score on each data set, and its costs over all of them."""
+    """Return the README's table: every method's score on each data set, and its costs over all of them.
+
+    What was run on a single data set, of several, stays in docs/results.md.
+    """
     own = [line for line in lines if line["table"] == "finetune"]
     if not own:
         return NONE_YET
     datasets = list(dict.fromkeys(line["dataset"] for line in own))
     rows = []
     for cell, lines_of_cell in _cells(own).items():
+        if len({line["dataset"] for line in lines_of_cell}) < min(2, len(datasets)):
+            continue
         row, shares = [_name(cell)], []
         for dataset in datasets:
             cells = _cells(line for line in own if line["dataset"] == dataset)

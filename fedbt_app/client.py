@@ -83,7 +83,6 @@ class Client:
             epochs=config.local_epochs,
             batch_size=config.batch_size,
             learning_rate=config.learning_rate_in(plan.round),
-            head_factor=config.head_learning_rate_factor,
             weight_decay=config.weight_decay,
             tokens_per_batch=config.tokens_per_batch,
             micro_batch_size=config.micro_batch_size,

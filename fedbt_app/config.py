@@ -93,7 +93,6 @@ class RunConfig:
         "How the step size falls from round to round: `none`, or `linear` to 1 / num-rounds of it in the last one.",
         ("none", "linear"),
     )
-    head_learning_rate_factor: float = key("Step size of the output head, as a multiple of learning-rate.", at_least=0)
     weight_decay: float = key("AdamW weight decay, on matrices only.", at_least=0)
     dropout: float = key("Dropout in trained blocks and the head; frozen blocks have none.", at_least=0, at_most=0.9)
     mask_probability: float = key("Share of word pieces to predict (mlm).", at_least=0.01, at_most=0.9)

@@ -1,6 +1,6 @@
 """The local training loop, and evaluation."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from fedbt_app import forward
-from fedbt_app.blocks import HEAD, part_of
 from fedbt_app.costs import FlopMeter
 from fedbt_app.local_model import LocalModel
 from fedbt_app.prefix import PrefixCache
@@ -22,7 +21,6 @@ _SORTED_STRETCH = 50  # batches whose rows are sorted by length together: little
 class TrainSettings:
     """How a client optimises.
 
-    The output head's step size is `head_factor` learning rates.
     `tokens_per_batch` (0: no limit) bounds a batch's padded word pieces beside `batch_size`;
     `micro_batch_size` (0: the batch) is how many examples run at once, their gradients added up.
     """
@@ -31,7 +29,6 @@ class TrainSettings:
     batch_size: int
     learning_rate: float
     weight_decay: float
-    head_factor: float = 1.0
     tokens_per_batch: int = 0
     micro_batch_size: int = 0
     checkpointing: bool = False
@@ -62,7 +59,7 @@ def run(
     earlier one.
     """
     torch.manual_seed(int(np.random.default_rng(seed).integers(2**62)))  # dropout
-    optimizer = Optimizer(local.trained, settings)
+    optimizer = Optimizer(local.trained.values(), settings)
     total, positions = torch.zeros((), device=local.device), 0  # stays there: asking a GPU each step would stall it
     shapes, cached = [], []
     for epoch in range(settings.epochs):
@@ -150,13 +147,12 @@ class Optimizer:
     due : whether the coming backward pass completes the gradients; False lets them add up
     """
 
-    def __init__(self, trained: Mapping[str, torch.nn.Parameter], settings: TrainSettings) -> None:
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], settings: TrainSettings) -> None:
         self.due = True
         self._hooks = []
-        for name, parameter in trained.items():
-            rate = settings.learning_rate * (settings.head_factor if part_of(name) == HEAD else 1.0)
+        for parameter in parameters:
             decay = settings.weight_decay if parameter.ndim > 1 else 0.0
-            own = torch.optim.AdamW([parameter], lr=rate, weight_decay=decay, fused=True)
+            own = torch.optim.AdamW([parameter], lr=settings.learning_rate, weight_decay=decay, fused=True)
             # as torch would begin, but before there are activations: among those it would fragment the heap
             own.state[parameter] = {
                 "step": torch.zeros((), device=parameter.device),

@@ -257,7 +257,7 @@ method model num_rounds local_epochs local_depth batch_size learning_rate weight
 lora_rank lora_alpha codec reference participation min_clients round_timeout client_evaluation device output_dir
 cache_dir pool_dir precision prefix_cache_gb tokens_per_batch micro_batch_size checkpointing
 masking static_maskings min_replies below_minimum resume tensorboard central_evaluation schedule server_momentum
-learning_rate_decay head_learning_rate_factor
+learning_rate_decay
 """
 
 

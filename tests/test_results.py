@@ -99,6 +99,14 @@ def test_a_method_is_paired_with_full_training_of_the_same_seed() -> None:
     assert float(t) < 0.01
 
 
+def test_the_main_table_leaves_out_what_was_tried_on_one_of_its_data_sets() -> None:
+    everywhere = [line(dataset=dataset) for dataset in ("notes", "letters")]
+    made = paper_tables.main_table([*everywhere, line(variant="tried")])
+    assert row(made, "FedBT")[1:3] == ["50.00 % (1)", "50.00 % (1)"]
+    assert "tried" not in made
+    assert "tried" in paper_tables.main_table([line(variant="tried")])
+
+
 def test_the_loss_of_full_training_at_equal_flops_lies_on_its_curve() -> None:
     curve = [[1, 100, 0, 0, 4.0], [2, 200, 0, 0, 3.0]]
     full = line("BERT-FL", 3.0, metric="loss", initial=5.0, curve=curve, train_flops=200)
@@ -259,14 +267,16 @@ def test_ablations_plan_what_a_client_can_build(name: str, depth: int, round_: i
     assert plan_round(*arguments).round == made.round
 
 
-@pytest.mark.parametrize(("name", "rates"), [("", (1, 1, 1)), (ablations.BLOCK_RATES, (0.5, 1, 1))])
+@pytest.mark.parametrize(
+    ("name", "rates"), [("", (1, 1, 1)), (ablations.HEAD_RATE, (1, 1, 10)), (ablations.BLOCK_RATES, (0.5, 1, 1))]
+)
 def test_rates_are_those_of_each_tensor(name: str, rates: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("bert.encoder.layer.2.output.dense.weight", "bert.encoder.layer.3.output.dense.weight", "classifier.bias")
     trained = {tensor: torch.nn.Parameter(torch.zeros(1)) for tensor in names}
     local = SimpleNamespace(trained=trained, plan=RoundPlan(0, (0, 1, 2, 3), (2, 3)))
 
     def run(local: Any, rows: Any, collator: Any, settings: train.TrainSettings) -> None:
-        optimizer = train.Optimizer(local.trained, settings)
+        optimizer = train.Optimizer(local.trained.values(), settings)
         sum(value.sum() for value in local.trained.values()).backward()
         optimizer.detach()
 

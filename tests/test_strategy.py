@@ -140,18 +140,18 @@ SKEWED = {
 }
 
 
-def test_step_sizes_are_those_of_the_round_and_the_head_on_every_client(
+def test_a_falling_step_size_is_that_of_the_round_on_every_client(
     small: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used, real = [], train.run
 
     def run(local: Any, rows: Any, collator: Any, settings: train.TrainSettings, *others: Any) -> Any:
-        used.append((local.plan.round, settings.learning_rate, settings.head_factor))
+        used.append((local.plan.round, settings.learning_rate))
         return real(local, rows, collator, settings, *others)
 
     monkeypatch.setattr(train, "run", run)
-    federate(small(learning_rate=0.5, learning_rate_decay="linear", head_learning_rate_factor=3.0), simulated(2))
-    assert used == [(0, 0.5, 3.0)] * 2 + [(1, 0.25, 3.0)] * 2
+    federate(small(learning_rate=0.5, learning_rate_decay="linear"), simulated(2))
+    assert used == [(0, 0.5)] * 2 + [(1, 0.25)] * 2
 
 
 @pytest.mark.parametrize("task", TASKS)
