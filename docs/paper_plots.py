@@ -5,7 +5,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paper_tables import METRICS, REFERENCE, _cell, _name
+from paper_tables import METRICS, REFERENCE, Cell, _cell, _name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,10 +23,11 @@ def draw(lines: list[Line], folder: Path) -> list[Path]:
     curves = [line for line in lines if len(line["curve"]) > 1 and line["seed"] == 1]
     for tables in (("finetune",), ("pretrain", "plan-pretrain")):
         of_tables = [line for line in curves if line["table"] in tables]
+        cells = list(dict.fromkeys(_cell(line) for line in of_tables))  # a method looks the same in all of its pictures
         for dataset in dict.fromkeys(line["dataset"] for line in of_tables):
             own = [line for line in of_tables if line["dataset"] == dataset]
             drawn.append(folder / f"results-{dataset}.png")
-            _figure(own, dataset, drawn[-1])
+            _figure(own, cells, dataset, drawn[-1])
     plans = [line for line in lines if line["table"] == "plan-finetune"]
     for dataset in dict.fromkeys(line["dataset"] for line in plans):
         drawn.append(folder / f"results-plans-{dataset}.png")
@@ -34,11 +35,12 @@ def draw(lines: list[Line], folder: Path) -> list[Path]:
     return drawn
 
 
-def _figure(lines: list[Line], dataset: str, path: Path) -> None:
+def _figure(lines: list[Line], cells: list[Cell], dataset: str, path: Path) -> None:
     figure, (compute, traffic) = _canvas()
     metric = lines[0]["metric"]
     scale = 1 if metric == "loss" else 100
-    for index, line in enumerate(lines):
+    for line in lines:
+        index = cells.index(_cell(line))
         style = {
             "color": COLOURS[index % len(COLOURS)],
             "marker": MARKERS[index % len(MARKERS)],
