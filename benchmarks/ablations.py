@@ -16,6 +16,7 @@ from unittest.mock import patch
 import numpy as np
 
 from fedbt_app import client, local_model, plan, strategy, train
+from fedbt_app.blocks import HEAD, part_of
 from fedbt_app.local_model import LocalModel, Weights, whole_plan
 from fedbt_app.plan import RoundPlan
 
@@ -99,7 +100,7 @@ def ablated(name: str) -> Iterator[None]:
 
 def _head_rate(name: str, last: int) -> float:
     """Train the head at ten times the learning rate."""
-    return 1.0 if name.startswith("bert.encoder.layer.") else 10.0
+    return 10.0 if part_of(name) == HEAD else 1.0
 
 
 def _block_rate(name: str, last: int) -> float:
