@@ -17,6 +17,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from tables import cpu
+
 from fedbt_app.config import defaults
 from fedbt_app.errors import FedBTError
 from fedbt_app.tasks import PRIMARY_METRIC
@@ -192,6 +194,7 @@ def line_of(job: Job, stage: Stage, values: Mapping[str, Any], report: Mapping[s
         "curve": curve,
         "wall_seconds": round(seconds, 1),
         "clients": stage.clients,
+        "cpu": cpu(),
         "settings": {name: value for name, value in values.items() if standard[name] != value},
         "tried": {name: value for name, value in values.items() if name in tried},
     }

@@ -9,18 +9,26 @@ from typing import Any
 
 import torch
 
+from fedbt_app.device import use_bfloat16
+
 Row = dict[str, Any]
 KEYS = ("arch", "task", "method", "local_depth", "length", "precision")  # what a row is about
 
 
 def machine() -> Row:
     """Say what was measured on."""
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": cpu()}
+
+
+def cpu() -> str:
+    """Name the processor and what it brings: one and the same name may stand for very different ones."""
     try:
         names = [line.split(":")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
     except OSError:
         names = []
-    cpu = names[0].strip() if names else platform.processor()
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": cpu}
+    name = names[0].strip() if names else platform.processor()
+    formats = ", bfloat16" if use_bfloat16("auto", torch.device("cpu")) else ""
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}{formats}"
 
 
 def load(path: Path, keys: Sequence[str] = KEYS) -> dict[tuple[Any, ...], Row]:

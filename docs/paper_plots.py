@@ -5,13 +5,12 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paper_tables import METRICS, REFERENCE, Cell, _cell, _name
+from paper_statistics import METRICS, REFERENCE, Cell, Line, cell_of, name_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Line = dict[str, Any]
 Cost = Callable[[float, float, float], float]  # of FLOPs, bytes up and bytes down
 COLOURS = ("#D55E00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#6B6B6B", "#000000", "#8C564B", "#9ACD32")
 MARKERS = "os^vDPX*<>"
@@ -23,7 +22,9 @@ def draw(lines: list[Line], folder: Path) -> list[Path]:
     curves = [line for line in lines if len(line["curve"]) > 1 and line["seed"] == 1]
     for tables in (("finetune",), ("pretrain", "plan-pretrain")):
         of_tables = [line for line in curves if line["table"] in tables]
-        cells = list(dict.fromkeys(_cell(line) for line in of_tables))  # a method looks the same in all of its pictures
+        cells = list(
+            dict.fromkeys(cell_of(line) for line in of_tables)
+        )  # a method looks the same in all of its pictures
         for dataset in dict.fromkeys(line["dataset"] for line in of_tables):
             own = [line for line in of_tables if line["dataset"] == dataset]
             drawn.append(folder / f"results-{dataset}.png")
@@ -40,11 +41,11 @@ def _figure(lines: list[Line], cells: list[Cell], dataset: str, path: Path) -> N
     metric = lines[0]["metric"]
     scale = 1 if metric == "loss" else 100
     for line in lines:
-        index = cells.index(_cell(line))
+        index = cells.index(cell_of(line))
         style = {
             "color": COLOURS[index % len(COLOURS)],
             "marker": MARKERS[index % len(MARKERS)],
-            "label": _name(_cell(line)),
+            "label": name_of(cell_of(line)),
         }
         style |= {"linewidth": 2.4 if line["method"] in ("FedBT", REFERENCE[0]) else 1.4, "markersize": 4.5}
         scores = [scale * point[-1] for point in line["curve"]]
@@ -68,7 +69,7 @@ def _plans(lines: list[Line], dataset: str, path: Path) -> None:
     for axes, cost in zip(axes_of, costs, strict=True):
         for line, dashes in zip(curves, cycle(("-", "--", ":", "-.")), strict=False):
             points = [(cost(*point[1:4]), 100 * point[-1]) for point in line["curve"]]
-            axes.plot(*zip(*points, strict=True), dashes, color=COLOURS[0], label=f"{_name(_cell(line))}, by round")
+            axes.plot(*zip(*points, strict=True), dashes, color=COLOURS[0], label=f"{name_of(cell_of(line))}, by round")
         others = [(_spent(line, cost), 100 * line["value"]) for line in ours if line not in best]
         if others:
             axes.scatter(*zip(*others, strict=True), color="#B0B0B0", s=22, label="FedBT, the other plans", zorder=3)

@@ -1,21 +1,34 @@
-"""The paper's tables from the lines of benchmarks/results/paper.jsonl, with paired statistics over seeds."""
+"""The paper's tables from the lines of benchmarks/results/paper.jsonl."""
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from marks import table
-from scipy import stats
+from paper_statistics import (
+    COSTS,
+    MARGIN,
+    NO_SHARES,
+    REFERENCE,
+    Line,
+    cell_of,
+    cells_of,
+    costs_of,
+    equal_flops_text,
+    loss_ratio_text,
+    mean_share,
+    name_of,
+    paired_differences,
+    points_text,
+    score_text,
+    shares_of,
+    shares_text,
+    spread_text,
+    tests_against_reference,
+    title_of,
+)
 
-Line = dict[str, Any]
-Cell = tuple[str, str]  # method, variant
-
-REFERENCE: Cell = ("BERT-FL", "")
-MARGIN = 0.01  # of the equivalence test: one point
 DATASETS = ("raw_biomed", "chemprot", "ncbi_disease", "bc5cdr")  # in this order, and methods in that of METHODS
 METHODS = ("base", "BERT-C", "BERT-FL", "FedBT", "FedBT-LoRA", "LoRA", "shallow student", "head")
-METRICS = {"accuracy": "accuracy", "f1": "entity F1", "loss": "MLM loss"}
 NONE_YET = "Not run yet."
 
 
@@ -68,21 +81,23 @@ def tuning(lines: list[Line]) -> str:
         for dataset in datasets:
             own = [line for line in lines if (line["method"], line["dataset"]) == (method, dataset)]
             chosen = _best(own)["variant"] if own else ""
-            tried = [f"{_tried(line)}: {_score(line['metric'], line['value'])}" for line in own]
+            tried = [f"{_tried(line)}: {score_text(line['metric'], line['value'])}" for line in own]
             bold = ["**{}**" if line["variant"] == chosen else "{}" for line in own]
             row.append("; ".join(form.format(text) for form, text in zip(bold, tried, strict=True)))
         rows.append(row)
-    return table(f"| method | {' | '.join(_title(lines, dataset) for dataset in datasets)} |", rows)
+    return table(f"| method | {' | '.join(title_of(lines, dataset) for dataset in datasets)} |", rows)
 
 
 def comparison(lines: list[Line]) -> str:
     """Return a table for each data set: score, paired tests against BERT-FL, costs as shares of its costs."""
     made = []
     for dataset in dict.fromkeys(line["dataset"] for line in lines):
-        cells = _cells(line for line in lines if line["dataset"] == dataset)
-        rows = [[_name(cell), *_against_reference(own, cells), *_costs(own, cells)] for cell, own in cells.items()]
+        cells = cells_of(line for line in lines if line["dataset"] == dataset)
+        rows = [
+            [name_of(cell), *tests_against_reference(own, cells), *costs_of(own, cells)] for cell, own in cells.items()
+        ]
         tests = "points to BERT-FL | p, t-test | p, TOST 1 point"
-        head = f"| {_title(lines, dataset)} | mean ± sd (seeds) | {tests} | {COSTS} |"
+        head = f"| {title_of(lines, dataset)} | mean ± sd (seeds) | {tests} | {COSTS} |"
         made.append(table(head, rows))
     return "\n\n".join(made)
 
@@ -97,33 +112,40 @@ def main_table(lines: list[Line]) -> str:
         return NONE_YET
     datasets = list(dict.fromkeys(line["dataset"] for line in own))
     rows = []
-    for cell, lines_of_cell in _cells(own).items():
+    for cell, lines_of_cell in cells_of(own).items():
         if len({line["dataset"] for line in lines_of_cell}) < min(2, len(datasets)):
             continue
-        row, shares = [_name(cell)], []
+        row, shares = [name_of(cell)], []
         for dataset in datasets:
-            cells = _cells(line for line in own if line["dataset"] == dataset)
-            row.append(_spread(cells[cell]) if cell in cells else "")
-            if cell in cells and REFERENCE in cells:
-                shares.append(_shares(cells[cell], cells[REFERENCE]))
-        means = [statistics.mean(column) for column in zip(*shares, strict=True)]
-        rows.append([*row, *(_percents(means, lines_of_cell) if means else [""] * 5)])
-    return table(f"| method | {' | '.join(_title(own, dataset) for dataset in datasets)} | {COSTS} |", rows)
+            cells = cells_of(line for line in own if line["dataset"] == dataset)
+            row.append(spread_text(cells.get(cell, [])))
+            shares += filter(None, [shares_of(cells.get(cell, []), cells.get(REFERENCE, []))])
+        means = [mean_share(column) for column in zip(*shares, strict=True)]
+        rows.append([*row, *(shares_text(means, lines_of_cell) if means else NO_SHARES)])
+    return table(f"| method | {' | '.join(title_of(own, dataset) for dataset in datasets)} | {COSTS} |", rows)
 
 
 def pretraining(lines: list[Line]) -> str:
     """Return one row a method: held-out MLM loss, and the score of the same fine-tuning of each result."""
     datasets = list(dict.fromkeys(line["dataset"] for line in sorted(lines, key=lambda line: line["metric"] != "loss")))
-    by_dataset = {dataset: _cells(line for line in lines if line["dataset"] == dataset) for dataset in datasets}
+    by_dataset = {dataset: cells_of(line for line in lines if line["dataset"] == dataset) for dataset in datasets}
     losses = by_dataset[datasets[0]]
     rows = []
-    for cell in _cells(lines):
+    for cell in cells_of(lines):
         own = losses.get(cell, [])
-        scores = [_spread(by_dataset[dataset].get(cell, [])) for dataset in datasets]
+        scores = [spread_text(by_dataset[dataset].get(cell, [])) for dataset in datasets]
         if cell == ("base", ""):
             scores[0] = f"{statistics.mean(line['initial'] for line in losses[REFERENCE]):.4f}"
-        rows.append([_name(cell), *scores, _loss_ratio(own, losses), _equal_flops(own, losses), *_costs(own, losses)])
-    titles = " | ".join(_title(lines, dataset) for dataset in datasets)
+        rows.append(
+            [
+                name_of(cell),
+                *scores,
+                loss_ratio_text(own, losses),
+                equal_flops_text(own, losses),
+                *costs_of(own, losses),
+            ]
+        )
+    titles = " | ".join(title_of(lines, dataset) for dataset in datasets)
     return table(f"| method | {titles} | loss, of BERT-FL's | BERT-FL's loss at these FLOPs | {COSTS} |", rows)
 
 
@@ -134,14 +156,14 @@ def plans(lines: list[Line]) -> str:
     """
     made = []
     for dataset in dict.fromkeys(line["dataset"] for line in lines):
-        cells = _cells(line for line in lines if line["dataset"] == dataset)
+        cells = cells_of(line for line in lines if line["dataset"] == dataset)
         rows = []
         spent = {cell: statistics.mean(line["train_flops"] for line in own) for cell, own in cells.items()}
         for cell, own in sorted(cells.items(), key=lambda item: (item[0][0], spent[item[0]])):
             flops = spent[cell] / 1e12
             sent = statistics.mean(line["uplink_bytes"] + line["downlink_bytes"] for line in own) / 1e6
-            rows.append([_name(cell), _spread(own), f"{flops:.1f}", f"{sent:,.0f}", _equal_flops(own, cells)])
-        head = f"| plan | {_title(lines, dataset)} | TFLOP of all clients | MB both ways | BERT-FL at these FLOPs |"
+            rows.append([name_of(cell), spread_text(own), f"{flops:.1f}", f"{sent:,.0f}", equal_flops_text(own, cells)])
+        head = f"| plan | {title_of(lines, dataset)} | TFLOP of all clients | MB both ways | BERT-FL at these FLOPs |"
         made.append(table(head, rows))
     return "\n\n".join(made)
 
@@ -152,8 +174,8 @@ def skew(lines: list[Line]) -> str:
     for dataset, variant in dict.fromkeys((line["dataset"], line["variant"]) for line in lines):
         own = [line for line in lines if (line["dataset"], line["variant"]) == (dataset, variant)]
         full, ours = ([line for line in own if line["method"] == method] for method in ("BERT-FL", "FedBT"))
-        differences = _differences(ours, full)
-        rows.append([_title(lines, dataset), variant, _spread(full), _spread(ours), _points(differences)])
+        differences = paired_differences(ours, full)
+        rows.append([title_of(lines, dataset), variant, spread_text(full), spread_text(ours), points_text(differences)])
     return table("| data | split | BERT-FL | FedBT | points to BERT-FL |", rows)
 
 
@@ -161,7 +183,7 @@ def cost_to_target(lines: list[Line]) -> str:
     """Return, from the seed with a curve, what each method spent to come within 2 points of BERT-FL's final score."""
     rows = []
     for dataset in dict.fromkeys(line["dataset"] for line in lines):
-        curves = {_cell(line): line for line in lines if line["dataset"] == dataset and len(line["curve"]) > 1}
+        curves = {cell_of(line): line for line in lines if line["dataset"] == dataset and len(line["curve"]) > 1}
         if REFERENCE not in curves:
             continue
         goal = curves[REFERENCE]["value"] - 2 * MARGIN
@@ -170,132 +192,8 @@ def cost_to_target(lines: list[Line]) -> str:
             spent = ["not reached"] * 3
             if reached:
                 spent = [str(reached[0]), f"{reached[1] / 1e12:.1f}", f"{(reached[2] + reached[3]) / 1e6:,.1f}"]
-            rows.append([f"{_title(lines, dataset)} ≥ {_score(line['metric'], goal)}", _name(cell), *spent])
+            rows.append([f"{title_of(lines, dataset)} ≥ {score_text(line['metric'], goal)}", name_of(cell), *spent])
     return table("| goal | method | rounds | TFLOP of all clients | MB both ways |", rows)
-
-
-# Statistics ---------------------------------------------------------------------------------------------------
-
-
-def _against_reference(own: list[Line], cells: dict[Cell, list[Line]]) -> list[str]:
-    """Return score, paired difference, p of a paired t-test and p of two one-sided tests at MARGIN."""
-    differences = _differences(own, cells.get(REFERENCE, []))
-    if own is cells.get(REFERENCE) or not differences:
-        return [_spread(own), "", "", ""]
-    mean = _points(differences)
-    if len(differences) < 3 or len(set(differences)) == 1:
-        return [_spread(own), mean, "", ""]
-    t = stats.ttest_1samp(differences, 0).pvalue
-    above = stats.ttest_1samp(differences, -MARGIN, alternative="greater").pvalue
-    below = stats.ttest_1samp(differences, MARGIN, alternative="less").pvalue
-    return [_spread(own), mean, f"{t:.2f}", f"{max(above, below):.2f}"]
-
-
-def _differences(own: Iterable[Line], reference: Iterable[Line]) -> list[float]:
-    """Return own minus reference, seed by seed."""
-    by_seed = {line["seed"]: line["value"] for line in reference}
-    return [line["value"] - by_seed[line["seed"]] for line in own if line["seed"] in by_seed]
-
-
-def _loss_ratio(own: list[Line], losses: dict[Cell, list[Line]]) -> str:
-    by_seed = {line["seed"]: line["value"] for line in losses.get(REFERENCE, [])}
-    ratios = [line["value"] / by_seed[line["seed"]] for line in own if line["seed"] in by_seed]
-    return f"{100 * statistics.mean(ratios):.1f} %" if ratios else ""
-
-
-def _equal_flops(own: list[Line], losses: dict[Cell, list[Line]]) -> str:
-    """Return BERT-FL's mean score when its clients had spent what these did, between rounds by a straight line."""
-    by_seed = {line["seed"]: line for line in losses.get(REFERENCE, [])}
-    found = []
-    for line in own:
-        if line["seed"] in by_seed:
-            full = by_seed[line["seed"]]
-            points = [(0, full["initial"]), *((point[1], point[-1]) for point in full["curve"])]
-            found.append(_between(points, line["train_flops"]))
-    return _score(own[0]["metric"], statistics.mean(found)) if found else ""
-
-
-def _between(points: list[tuple[float, float]], at: float) -> float:
-    for (x, y), (next_x, next_y) in pairwise(points):
-        if at <= next_x:
-            return y + (next_y - y) * (at - x) / (next_x - x)
-    return points[-1][1]
-
-
-# Costs --------------------------------------------------------------------------------------------------------
-
-COSTS = "FLOPs, of stock full | of BERT-FL | uplink | downlink | client seconds"
-
-
-def _costs(own: list[Line], cells: dict[Cell, list[Line]]) -> list[str]:
-    if not own or REFERENCE not in cells:
-        return [""] * 5
-    return _percents(_shares(own, cells[REFERENCE]), own)
-
-
-def _percents(shares: list[float], own: list[Line]) -> list[str]:
-    flops, of_reference, up, down, seconds = map(_percent, shares)
-    alone = own[0]["clients"] == 1  # centralised: nothing has to travel
-    return [flops, of_reference, *("-" if alone else share for share in (up, down)), seconds]
-
-
-def _shares(own: list[Line], reference: list[Line]) -> list[float]:
-    """Return costs as shares of BERT-FL's: FLOPs of the stock step (by formula) and of its own run, bytes, seconds."""
-
-    def mean(lines: list[Line], name: str) -> float:
-        return statistics.mean(line[name] for line in lines)
-
-    pairs = [("train_flops", "stock_flops"), *((name, name) for name in ("train_flops", *_MEASURED))]
-    return [mean(own, name) / mean(reference, other) for name, other in pairs]
-
-
-_MEASURED = ("uplink_bytes", "downlink_bytes", "client_seconds")
-
-
-# Words --------------------------------------------------------------------------------------------------------
-
-
-def _cells(lines: Iterable[Line]) -> dict[Cell, list[Line]]:
-    cells: dict[Cell, list[Line]] = {}
-    for line in sorted(lines, key=lambda line: line["seed"]):
-        cells.setdefault(_cell(line), []).append(line)
-    return cells
-
-
-def _cell(line: Line) -> Cell:
-    return line["method"], line["variant"]
-
-
-def _name(cell: Cell) -> str:
-    return ", ".join(filter(None, cell))
-
-
-def _title(lines: Iterable[Line], dataset: str) -> str:
-    metric = next(line["metric"] for line in lines if line["dataset"] == dataset)
-    return f"{dataset}, {METRICS[metric]}"
-
-
-def _score(metric: str, value: float) -> str:
-    return f"{value:.4f}" if metric == "loss" else f"{100 * value:.2f} %"
-
-
-def _points(differences: list[float]) -> str:
-    """Return the mean difference in points; no minus before a zero."""
-    return f"{round(100 * statistics.mean(differences), 2) or 0.0:+.2f}" if differences else ""
-
-
-def _spread(lines: list[Line]) -> str:
-    """Return mean, standard deviation and number of seeds."""
-    if not lines:
-        return ""
-    values, metric = [line["value"] for line in lines], lines[0]["metric"]
-    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
-    spread = f"{deviation:.4f}" if metric == "loss" else f"{100 * deviation:.2f}"
-    return f"{_score(metric, statistics.mean(values))} ± {spread} ({len(values)})".replace(" ± nan", "")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if share >= 0.1 else f"{100 * share:.2f} %"
 
 
 def _tried(line: Line) -> str:

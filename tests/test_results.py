@@ -99,6 +99,17 @@ def test_a_method_is_paired_with_full_training_of_the_same_seed() -> None:
     assert float(t) < 0.01
 
 
+def test_seconds_are_compared_on_one_processor_and_costs_over_the_same_seeds() -> None:
+    full = [line("BERT-FL", seed=seed, train_flops=40, client_seconds=4.0, cpu="old") for seed in (1, 2)]
+    ours = [line(seed=1, cpu="old"), line(seed=2, cpu="new"), line(seed=3, cpu="new", train_flops=1000)]
+    *_, flops, up, down, seconds = row(paper_tables.comparison([*full, *ours]), "FedBT")
+    assert (flops, up, down, seconds) == ("25.0 %", "100.0 %", "100.0 %", "25.0 %")
+    assert row(paper_tables.comparison([*full, *ours[1:]]), "FedBT")[-4:] == ["25.0 %", "100.0 %", "100.0 %", ""]
+    assert row(paper_tables.comparison([*full, ours[2]]), "FedBT")[-5:] == [""] * 5
+    everywhere = [{**one, "dataset": name} for one in (*full, *ours[1:]) for name in ("notes", "letters")]
+    assert row(paper_tables.main_table([*everywhere, *full, ours[0]]), "FedBT")[-1] == "25.0 %"
+
+
 def test_the_main_table_leaves_out_what_was_tried_on_one_of_its_data_sets() -> None:
     everywhere = [line(dataset=dataset) for dataset in ("notes", "letters")]
     made = paper_tables.main_table([*everywhere, line(variant="tried")])

@@ -1,0 +1,164 @@
+"""Scores and costs of the paper's cells over seeds, against full-model averaging (BERT-FL) seed by seed, as text."""
+
+import math
+import statistics
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+from scipy import stats
+
+Line = dict[str, Any]
+Cell = tuple[str, str]  # method, variant
+
+REFERENCE: Cell = ("BERT-FL", "")
+MARGIN = 0.01  # of the equivalence test: one point
+METRICS = {"accuracy": "accuracy", "f1": "entity F1", "loss": "MLM loss"}
+
+
+# Cells --------------------------------------------------------------------------------------------------------
+
+
+def cells_of(lines: Iterable[Line]) -> dict[Cell, list[Line]]:
+    """Return the lines by cell, by seed within each."""
+    cells: dict[Cell, list[Line]] = {}
+    for line in sorted(lines, key=lambda line: line["seed"]):
+        cells.setdefault(cell_of(line), []).append(line)
+    return cells
+
+
+def cell_of(line: Line) -> Cell:
+    """Return what the line is one seed of."""
+    return line["method"], line["variant"]
+
+
+def name_of(cell: Cell) -> str:
+    """Name the cell in tables and plots."""
+    return ", ".join(filter(None, cell))
+
+
+def title_of(lines: Iterable[Line], dataset: str) -> str:
+    """Name a data set and its metric."""
+    metric = next(line["metric"] for line in lines if line["dataset"] == dataset)
+    return f"{dataset}, {METRICS[metric]}"
+
+
+def score_text(metric: str, value: float) -> str:
+    """Return a loss as it is, a share in per cent."""
+    return f"{value:.4f}" if metric == "loss" else f"{100 * value:.2f} %"
+
+
+def points_text(differences: list[float]) -> str:
+    """Return the mean difference in points; no minus before a zero."""
+    return f"{round(100 * statistics.mean(differences), 2) or 0.0:+.2f}" if differences else ""
+
+
+def spread_text(lines: list[Line]) -> str:
+    """Return mean, standard deviation and number of seeds."""
+    if not lines:
+        return ""
+    values, metric = [line["value"] for line in lines], lines[0]["metric"]
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    spread = f"{deviation:.4f}" if metric == "loss" else f"{100 * deviation:.2f}"
+    return f"{score_text(metric, statistics.mean(values))} ± {spread} ({len(values)})".replace(" ± nan", "")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share >= 0.1 else f"{100 * share:.2f} %"
+
+
+# Statistics ---------------------------------------------------------------------------------------------------
+
+
+def tests_against_reference(own: list[Line], cells: dict[Cell, list[Line]]) -> list[str]:
+    """Return score, paired difference, p of a paired t-test and p of two one-sided tests at MARGIN."""
+    differences = paired_differences(own, cells.get(REFERENCE, []))
+    if own is cells.get(REFERENCE) or not differences:
+        return [spread_text(own), "", "", ""]
+    mean = points_text(differences)
+    if len(differences) < 3 or len(set(differences)) == 1:
+        return [spread_text(own), mean, "", ""]
+    t = stats.ttest_1samp(differences, 0).pvalue
+    above = stats.ttest_1samp(differences, -MARGIN, alternative="greater").pvalue
+    below = stats.ttest_1samp(differences, MARGIN, alternative="less").pvalue
+    return [spread_text(own), mean, f"{t:.2f}", f"{max(above, below):.2f}"]
+
+
+def paired_differences(own: Iterable[Line], reference: Iterable[Line]) -> list[float]:
+    """Return own minus reference, seed by seed."""
+    by_seed = {line["seed"]: line["value"] for line in reference}
+    return [line["value"] - by_seed[line["seed"]] for line in own if line["seed"] in by_seed]
+
+
+def loss_ratio_text(own: list[Line], losses: dict[Cell, list[Line]]) -> str:
+    """Return the loss as a share of BERT-FL's, seed by seed."""
+    by_seed = {line["seed"]: line["value"] for line in losses.get(REFERENCE, [])}
+    ratios = [line["value"] / by_seed[line["seed"]] for line in own if line["seed"] in by_seed]
+    return f"{100 * statistics.mean(ratios):.1f} %" if ratios else ""
+
+
+def equal_flops_text(own: list[Line], losses: dict[Cell, list[Line]]) -> str:
+    """Return BERT-FL's mean score when its clients had spent what these did, between rounds by a straight line."""
+    by_seed = {line["seed"]: line for line in losses.get(REFERENCE, [])}
+    found = []
+    for line in own:
+        if line["seed"] in by_seed:
+            full = by_seed[line["seed"]]
+            points = [(0, full["initial"]), *((point[1], point[-1]) for point in full["curve"])]
+            found.append(_between(points, line["train_flops"]))
+    return score_text(own[0]["metric"], statistics.mean(found)) if found else ""
+
+
+def _between(points: list[tuple[float, float]], at: float) -> float:
+    for (x, y), (next_x, next_y) in pairwise(points):
+        if at <= next_x:
+            return y + (next_y - y) * (at - x) / (next_x - x)
+    return points[-1][1]
+
+
+# Costs --------------------------------------------------------------------------------------------------------
+
+COSTS = "FLOPs, of stock full | of BERT-FL | uplink | downlink | client seconds"
+_SHARES = (
+    ("train_flops", "stock_flops"),
+    *((name, name) for name in ("train_flops", "uplink_bytes", "downlink_bytes", "client_seconds")),
+)
+
+NO_SHARES = [""] * len(_SHARES)
+
+
+def costs_of(own: list[Line], cells: dict[Cell, list[Line]]) -> list[str]:
+    """Return the columns of COSTS for a cell, empty where BERT-FL has none of its seeds."""
+    shares = shares_of(own, cells.get(REFERENCE, []))
+    return shares_text(shares, own) if shares else NO_SHARES
+
+
+def shares_text(shares: list[float], own: list[Line]) -> list[str]:
+    """Return the columns of COSTS."""
+    flops, of_reference, up, down, seconds = ("" if math.isnan(share) else _percent(share) for share in shares)
+    alone = own[0]["clients"] == 1  # centralised: nothing has to travel
+    return [flops, of_reference, *("-" if alone else share for share in (up, down)), seconds]
+
+
+def shares_of(own: list[Line], reference: list[Line]) -> list[float]:
+    """Return costs as shares of BERT-FL's, over the seeds that both have, or nothing where they have none.
+
+    FLOPs of the stock step (by formula) and of its own run, bytes, seconds. The latter are told from the seeds that
+    both ran on one kind of processor, and are not a number where there is none.
+    """
+    by_seed = {line["seed"]: line for line in reference}
+    pairs = [(line, by_seed[line["seed"]]) for line in own if line["seed"] in by_seed]
+    alike = [(line, full) for line, full in pairs if line.get("cpu") == full.get("cpu")]
+
+    def share(name: str, other: str) -> float:
+        chosen = alike if name == "client_seconds" else pairs
+        total = sum(full[other] for _, full in chosen)
+        return sum(line[name] for line, _ in chosen) / total if total else math.nan
+
+    return [share(*names) for names in _SHARES] if pairs else []
+
+
+def mean_share(shares: Iterable[float]) -> float:
+    """Return the mean of the shares that are known."""
+    known = [share for share in shares if not math.isnan(share)]
+    return statistics.mean(known) if known else math.nan
