@@ -65,6 +65,11 @@ def _distinct_with_last(plan_: RoundPlan, depth: int, rng: np.random.Generator) 
     return _with_above(plan_, [*sorted(rng.choice(np.arange(first, depth - 1), size - 1, replace=False)), depth - 1])
 
 
+def _with_embeddings(plan_: RoundPlan, depth: int, rng: np.random.Generator) -> RoundPlan:
+    """Train the embeddings too: whole ones, and their delta is sent."""
+    return replace(plan_, embeddings=True)
+
+
 ABLATIONS: dict[str, Change] = {
     "all-local": _all_local,
     "without-progress": _without_progress,
@@ -72,6 +77,7 @@ ABLATIONS: dict[str, Change] = {
     "without-sampling": _without_sampling,
     "distinct": _distinct,
     "distinct-with-last": _distinct_with_last,
+    "with-embeddings": _with_embeddings,
 }
 
 
