@@ -12,6 +12,7 @@ Line = dict[str, Any]
 Cell = tuple[str, str]  # method, variant
 
 REFERENCE: Cell = ("BERT-FL", "")
+BASE: Cell = ("base", "")  # not pre-trained further
 MARGIN = 0.01  # of the equivalence test: one point
 METRICS = {"accuracy": "accuracy", "f1": "entity F1", "loss": "MLM loss"}
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from marks import table
 from paper_statistics import (
+    BASE,
     COSTS,
     MARGIN,
     NO_SHARES,
@@ -39,7 +40,7 @@ def blocks(lines: list[Line]) -> dict[str, str]:
         own = [line for line in lines if line["table"] == name]
         datasets = {line["dataset"] for line in own}
         others = [line for line in lines if line["table"] == beside and line["dataset"] in datasets]
-        known = [line for line in others if line["method"] in (REFERENCE[0], "FedBT")]
+        known = [line for line in others if line["method"] in (BASE[0], REFERENCE[0], "FedBT")]
         return make([*known, *own]) if own else NONE_YET
 
     return {
@@ -126,27 +127,28 @@ def main_table(lines: list[Line]) -> str:
 
 
 def pretraining(lines: list[Line]) -> str:
-    """Return one row a method: held-out MLM loss, and the score of the same fine-tuning of each result."""
-    datasets = list(dict.fromkeys(line["dataset"] for line in sorted(lines, key=lambda line: line["metric"] != "loss")))
-    by_dataset = {dataset: cells_of(line for line in lines if line["dataset"] == dataset) for dataset in datasets}
-    losses = by_dataset[datasets[0]]
+    """Return one row a method: held-out MLM loss, and the score of the same fine-tuning of each result.
+
+    The latter with its distance to that of the base, which was not pre-trained further.
+    """
+    own = [line for line in lines if line["metric"] == "loss"]
+    after = [line for line in lines if line["metric"] != "loss"]
+    losses, datasets = cells_of(own), list(dict.fromkeys(line["dataset"] for line in after))
+    scores = {dataset: cells_of(line for line in after if line["dataset"] == dataset) for dataset in datasets}
     rows = []
-    for cell in cells_of(lines):
-        own = losses.get(cell, [])
-        scores = [spread_text(by_dataset[dataset].get(cell, [])) for dataset in datasets]
-        if cell == ("base", ""):
-            scores[0] = f"{statistics.mean(line['initial'] for line in losses[REFERENCE]):.4f}"
-        rows.append(
-            [
-                name_of(cell),
-                *scores,
-                loss_ratio_text(own, losses),
-                equal_flops_text(own, losses),
-                *costs_of(own, losses),
-            ]
-        )
-    titles = " | ".join(title_of(lines, dataset) for dataset in datasets)
-    return table(f"| method | {titles} | loss, of BERT-FL's | BERT-FL's loss at these FLOPs | {COSTS} |", rows)
+    for cell in sorted(cells_of(lines), key=lambda cell: cell != BASE):
+        loss = spread_text(losses.get(cell, []))
+        if cell == BASE:
+            loss = f"{statistics.mean(line['initial'] for line in losses[REFERENCE]):.4f}"
+        of_cell = losses.get(cell, [])
+        row = [name_of(cell), loss, loss_ratio_text(of_cell, losses), equal_flops_text(of_cell, losses)]
+        for cells in scores.values():
+            differences = [] if cell == BASE else paired_differences(cells.get(cell, []), cells.get(BASE, []))
+            row += [spread_text(cells.get(cell, [])), points_text(differences)]
+        rows.append([*row, *costs_of(of_cell, losses)])
+    titles = "".join(f"{title_of(after, dataset)} | points to base | " for dataset in datasets)
+    loss_titles = f"{title_of(own, own[0]['dataset'])} | of BERT-FL's | BERT-FL's at these FLOPs"
+    return table(f"| method | {loss_titles} | {titles}{COSTS} |", rows)
 
 
 def plans(lines: list[Line]) -> str:

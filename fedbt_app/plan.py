@@ -94,8 +94,7 @@ def resolved(schedule: str, task: str, depth: int) -> str:
     """
     if schedule != AUTO:
         return schedule
-    best = {"mlm": "-1", "ner": f"0,{(depth - 1) // 2},-1", "classification": PAPER}
-    return best[task] if depth <= SHALLOW else PAPER
+    return f"0,{(depth - 1) // 2},-1" if task == "ner" and depth <= SHALLOW else PAPER
 
 
 def scheduled_blocks(schedule: str, task: str, depth: int, local_depth: int, num_rounds: int) -> list[tuple[int, ...]]:
@@ -145,9 +144,12 @@ def frozen_prefix(method: str, task: str, depth: int, local_depth: int, num_roun
 
 
 def default_local_depth(method: str, task: str, depth: int, schedule: str = PAPER) -> int:
-    """Return L_k where the user gives none: half the depth for sampled pre-training, all of it else."""
+    """Return L_k where the user gives none: half the depth for sampled pre-training, all of it else.
+
+    AUTO keeps all of up to SHALLOW blocks: trained for a model of half of them, the global one got worse.
+    """
     sampled = METHODS[method].blocks == "scheduled" and _samples(schedule, task, depth)
-    return max(1, depth // 2) if sampled else depth
+    return max(1, depth // 2) if sampled and (schedule != AUTO or depth > SHALLOW) else depth
 
 
 def _samples(schedule: str, task: str, depth: int) -> bool:

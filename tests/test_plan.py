@@ -199,18 +199,24 @@ def test_the_published_schedule_is_what_paper_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "depth", "schedule"),
+    ("task", "depth", "schedule", "local_depth"),
     [
-        *(("mlm", 6, "-1"), ("mlm", 1, "0"), ("mlm", 12, "paper")),
-        *(("ner", 6, "0,2,5"), ("ner", 2, "0,1"), ("ner", 1, "0"), ("ner", 12, "paper")),
-        *(("classification", 6, "paper"), ("classification", 12, "paper")),
+        *(("mlm", 6, "paper", 6), ("mlm", 1, "paper", 1), ("mlm", 12, "paper", 6)),
+        *(("ner", 6, "0,2,5", 6), ("ner", 2, "0,1", 2), ("ner", 1, "0", 1), ("ner", 12, "paper", 12)),
+        *(("classification", 6, "paper", 6), ("classification", 12, "paper", 12)),
     ],
 )
-def test_the_default_is_what_measured_best_for_the_task_and_the_depth(task: str, depth: int, schedule: str) -> None:
+def test_the_default_is_what_measured_best_for_the_task_and_the_depth(
+    task: str, depth: int, schedule: str, local_depth: int
+) -> None:
     for round_ in range(4):
         made = plan(task, round_, depth=depth, schedule="auto")
-        assert made == plan(task, round_, depth=depth, schedule=schedule)
-        assert len(made.local_blocks) == (depth // 2 if (task, schedule) == ("mlm", "paper") else depth)
+        assert made == plan(task, round_, depth=depth, schedule=schedule, local_depth=local_depth)
+        assert len(made.local_blocks) == local_depth
+
+
+def test_the_default_holds_for_a_client_that_says_how_deep_it_is() -> None:
+    assert plan("mlm", depth=6, local_depth=3, schedule="auto") == plan("mlm", depth=6, local_depth=3)
 
 
 def test_a_client_below_full_depth_keeps_what_it_trains_and_the_shallowest_others() -> None:

@@ -126,6 +126,14 @@ def test_the_loss_of_full_training_at_equal_flops_lies_on_its_curve() -> None:
     assert "4.5000" in row(paper_tables.pretraining([full, {**half, "train_flops": 50}]), "FedBT")
 
 
+def test_what_further_pre_training_is_worth_is_told_against_the_base_seed_by_seed() -> None:
+    loss = line("BERT-FL", 3.0, metric="loss", dataset="text", initial=5.0, curve=[])
+    base = [line("base", 0.5, seed=1), line("base", 0.9, seed=2)]
+    made = paper_tables.pretraining([loss, *base, line("FedBT", 0.92, seed=2)])
+    assert row(made, "base")[1:6] == ["5.0000", "", "", "70.00 % ± 28.28 (2)", ""]
+    assert row(made, "FedBT")[1:6] == ["", "", "", "92.00 % (1)", "+2.00"]
+
+
 # Cells --------------------------------------------------------------------------------------------------------
 
 
