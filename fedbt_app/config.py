@@ -80,8 +80,8 @@ class RunConfig:
     num_rounds: int = key("Federated rounds.", at_least=1)
     local_epochs: int = key("Passes over a client's rows in one round.", at_least=1)
     local_depth: int = key(
-        "Blocks L_k of a client's model; 0 for the default: half the depth for the published order of mlm (all of up to "
-        "6 blocks with schedule=auto), all of it for the rest. A node's `local-depth` wins.",
+        "Blocks L_k of a client's model; 0 for the default: half the depth for the published order of mlm (all of up "
+        "to 6 blocks with schedule=auto), all of it for the rest. A node's `local-depth` wins.",
         at_least=0,
     )
     batch_size: int = key("Examples in a step.", at_least=1)
