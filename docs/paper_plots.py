@@ -5,7 +5,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paper_statistics import METRICS, REFERENCE, Cell, Line, cell_of, name_of
+from paper_statistics import METRICS, REFERENCE, Cell, Line, cell_of, cells_of, name_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,14 +19,12 @@ MARKERS = "os^vDPX*<>"
 def draw(lines: list[Line], folder: Path) -> list[Path]:
     """Draw results-NAME.png for each data set of the fine-tuning and pre-training tables that has curves."""
     drawn = []
-    curves = [line for line in lines if len(line["curve"]) > 1 and line["seed"] == 1]
     for tables in (("finetune",), ("pretrain", "plan-pretrain")):
-        of_tables = [line for line in curves if line["table"] in tables]
-        cells = list(
-            dict.fromkeys(cell_of(line) for line in of_tables)
-        )  # a method looks the same in all of its pictures
-        for dataset in dict.fromkeys(line["dataset"] for line in of_tables):
-            own = [line for line in of_tables if line["dataset"] == dataset]
+        of_tables = [line for line in lines if line["table"] in tables and len(line["curve"]) > 1]
+        cells = _shown(of_tables)
+        curves = [line for line in of_tables if line["seed"] == 1 and cell_of(line) in cells]
+        for dataset in dict.fromkeys(line["dataset"] for line in curves):
+            own = [line for line in curves if line["dataset"] == dataset]
             drawn.append(folder / f"results-{dataset}.png")
             _figure(own, cells, dataset, drawn[-1])
     plans = [line for line in lines if line["table"] == "plan-finetune"]
@@ -34,6 +32,16 @@ def draw(lines: list[Line], folder: Path) -> list[Path]:
         drawn.append(folder / f"results-plans-{dataset}.png")
         _plans([line for line in plans if line["dataset"] == dataset], dataset, drawn[-1])
     return drawn
+
+
+def _shown(lines: list[Line]) -> list[Cell]:
+    """Return the cells that all pictures of these lines show, each always in its own colour.
+
+    Where there are more than colours they show those with most seeds.
+    """
+    cells = cells_of(lines)
+    most = max(map(len, cells.values()), default=0)
+    return [cell for cell, own in cells.items() if len(cells) <= len(COLOURS) or len(own) == most]
 
 
 def _figure(lines: list[Line], cells: list[Cell], dataset: str, path: Path) -> None:
