@@ -177,7 +177,8 @@ def skew(lines: list[Line]) -> str:
         own = [line for line in lines if (line["dataset"], line["variant"]) == (dataset, variant)]
         full, ours = ([line for line in own if line["method"] == method] for method in ("BERT-FL", "FedBT"))
         differences = paired_differences(ours, full)
-        rows.append([title_of(lines, dataset), variant, spread_text(full), spread_text(ours), points_text(differences)])
+        split = variant.replace("partitioner=", "").replace("partition-weights=", "").replace("dirichlet-", "")
+        rows.append([title_of(lines, dataset), split, spread_text(full), spread_text(ours), points_text(differences)])
     return table("| data | split | BERT-FL | FedBT | points to BERT-FL |", rows)
 
 
