@@ -120,7 +120,8 @@ def main_table(lines: list[Line]) -> str:
         for dataset in datasets:
             cells = cells_of(line for line in own if line["dataset"] == dataset)
             row.append(spread_text(cells.get(cell, [])))
-            shares += filter(None, [shares_of(cells.get(cell, []), cells.get(REFERENCE, []))])
+            if known := shares_of(cells.get(cell, []), cells.get(REFERENCE, [])):
+                shares.append(known)
         means = [mean_share(column) for column in zip(*shares, strict=True)]
         rows.append([*row, *(shares_text(means, lines_of_cell) if means else NO_SHARES)])
     return table(f"| method | {' | '.join(title_of(own, dataset) for dataset in datasets)} | {COSTS} |", rows)
