@@ -92,9 +92,13 @@ def resolved(schedule: str, task: str, depth: int) -> str:
 
     Up to SHALLOW blocks that is our measurement (docs/results.md), above it that of the paper, on 12 blocks.
     """
-    if schedule != AUTO:
-        return schedule
-    return f"0,{(depth - 1) // 2},-1" if task == "ner" and depth <= SHALLOW else PAPER
+    if task == "ner" and _by_our_measurement(schedule, depth):
+        return f"0,{(depth - 1) // 2},-1"
+    return PAPER if schedule == AUTO else schedule
+
+
+def _by_our_measurement(schedule: str, depth: int) -> bool:
+    return schedule == AUTO and depth <= SHALLOW
 
 
 def scheduled_blocks(schedule: str, task: str, depth: int, local_depth: int, num_rounds: int) -> list[tuple[int, ...]]:
@@ -149,7 +153,7 @@ def default_local_depth(method: str, task: str, depth: int, schedule: str = PAPE
     AUTO keeps all of up to SHALLOW blocks: trained for a model of half of them, the global one got worse.
     """
     sampled = METHODS[method].blocks == "scheduled" and _samples(schedule, task, depth)
-    return max(1, depth // 2) if sampled and (schedule != AUTO or depth > SHALLOW) else depth
+    return max(1, depth // 2) if sampled and not _by_our_measurement(schedule, depth) else depth
 
 
 def _samples(schedule: str, task: str, depth: int) -> bool:
