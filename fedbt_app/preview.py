@@ -16,7 +16,8 @@ class Preview:
     """One client's predicted run beside full-model training of the same rows.
 
     FLOPs are sums over a round's steps; `stock` is the stock full-model step padded to max-length,
-    `same` full-model training with this app's optimisations. Bytes are one way.
+    `same` full-model training with this app's optimisations. Bytes are one way. The `frozen_blocks` lowest ones stay as
+    they are in all rounds: their output takes `cache_bytes` of disk, if it is `cached`.
     """
 
     rounds: list[RoundCosts]
@@ -26,6 +27,9 @@ class Preview:
     full_bytes: int
     full_memory: int
     codec: str
+    frozen_blocks: int
+    cache_bytes: int
+    cached: bool
 
     @property
     def bytes_ratio(self) -> float:
@@ -55,7 +59,12 @@ def preview(config: RunConfig, arch: Architecture, num_labels: int, examples: in
         *(arch, config.task, config.method, num_labels, config.num_rounds, config.local_depth),
         *(shape, config.lora_rank, config.codec, config.schedule),
     )
-    if depth := _cached_blocks(config, arch, examples):
+    depth = frozen_prefix(
+        config.method, config.task, arch.depth, config.local_depth, config.num_rounds, config.schedule
+    )
+    size = examples * config.max_length * arch.hidden * predict.BYTES * config.fixed_versions
+    cached = bool(depth) and 0 < size <= config.prefix_cache_gb * 1e9
+    if cached:
         prefix = predict.prefix_flops(arch, depth, shape.batch, shape.length)
         for index, one in enumerate(rounds):
             above = predict.step_flops(arch, config.task, num_labels, one.plan, shape, config.lora_rank, start=depth)
@@ -69,16 +78,10 @@ def preview(config: RunConfig, arch: Architecture, num_labels: int, examples: in
         full_bytes=full.exchange_bytes,
         full_memory=full.memory_bytes,
         codec=config.codec,
+        frozen_blocks=depth,
+        cache_bytes=size,
+        cached=cached,
     )
-
-
-def _cached_blocks(config: RunConfig, arch: Architecture, examples: int) -> int:
-    """Return how many of the lowest blocks a client runs only once for each version of a row."""
-    depth = frozen_prefix(
-        config.method, config.task, arch.depth, config.local_depth, config.num_rounds, config.schedule
-    )
-    size = examples * config.max_length * arch.hidden * predict.BYTES * config.fixed_versions
-    return depth if 0 < size <= config.prefix_cache_gb * 1e9 else 0
 
 
 def print_preview(shown: Preview, title: str) -> None:
@@ -142,10 +145,20 @@ def print_preview(shown: Preview, title: str) -> None:
         f"bytes each way with codec={shown.codec}{' before zstd' if CODECS[shown.codec].zstd else ''}: "
         f"{100 * shown.bytes_ratio:.2f} % of full-model averaging in float32; compute: "
         f"{100 * shown.flops_ratio:.1f} % of the stock full-model step, {100 * shown.flops_ratio_same:.1f} % of "
-        "full-model training with the same optimisations; memory is an estimate, the mean row's the largest",
+        "full-model training with the same optimisations; memory is an estimate, the mean row's the largest"
+        f"{_about_cache(shown)}",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _about_cache(shown: Preview) -> str:
+    if not shown.frozen_blocks or not shown.cache_bytes:
+        return ""
+    blocks, size = _ranges(tuple(range(shown.frozen_blocks))), f"{shown.cache_bytes / 1e9:.2f} GB"
+    if shown.cached:
+        return f"; a client keeps the output of the frozen blocks {blocks} on disk, {size}"
+    return f"; the frozen blocks {blocks} run anew each time: to keep their output, let prefix-cache-gb be above {size}"
 
 
 def _ranges(blocks: tuple[int, ...]) -> str:

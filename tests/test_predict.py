@@ -28,7 +28,7 @@ from fedbt_app.predict import (
     stock_step_flops,
     trained_parameters,
 )
-from fedbt_app.preview import preview
+from fedbt_app.preview import preview, print_preview
 from fedbt_app.state import by_part
 from fedbt_app.tasks import Batch
 
@@ -205,7 +205,7 @@ def test_ten_rounds_of_bert_base_send_the_published_share_of_the_model(
 
 @pytest.mark.parametrize(("task", "ratio"), [("classification", 0.280), ("ner", 0.349)])
 def test_a_preview_computes_the_frozen_prefix_once_as_clients_do(
-    task: str, ratio: float, config: Callable[..., RunConfig]
+    task: str, ratio: float, config: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = {"task": task, "method": "fedbt", "num_rounds": 10, "max_length": 128}
     kept, not_kept, too_large = (
@@ -213,6 +213,9 @@ def test_a_preview_computes_the_frozen_prefix_once_as_clients_do(
     )
     assert round(kept.flops_ratio, 3) == ratio  # what benchmarks/results/client_step.json measured
     assert kept.flops_ratio < not_kept.flops_ratio == too_large.flops_ratio
+    for shown, said in ((kept, "on disk, 0.39 GB"), (too_large, "let prefix-cache-gb be above 0.39 GB")):
+        print_preview(shown, "a run")
+        assert said in capsys.readouterr().out
 
 
 def test_a_preview_computes_the_prefix_once_for_each_fixed_masking(config: Callable[..., RunConfig]) -> None:
