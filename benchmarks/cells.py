@@ -25,6 +25,7 @@ from fedbt_app.tasks import PRIMARY_METRIC
 
 KEY = ("table", "dataset", "method", "variant", "seed")
 LOWER_IS_BETTER = {"loss"}
+MADE = "made by this cell"  # the model of a later run
 
 Line = dict[str, Any]
 Key = tuple[str, str, str, str, int]
@@ -63,6 +64,16 @@ class Job:
         """The stages that it runs."""
         return self.stages[1:] if self.bare else self.stages
 
+    def runs(self, changes: Mapping[str, Any] = MappingProxyType({})) -> list[dict[str, Any]]:
+        """Return the settings of its runs, `changes` in force; later ones start from what the first has made."""
+        runs = [stage.settings | {"min-clients": stage.clients} | changes for stage in self.own_stages]
+        return runs if self.bare else [runs[0], *(values | {"model": MADE} for values in runs[1:])]
+
+    def is_done(self, done: Mapping[Key, Line], changes: Mapping[str, Any] = MappingProxyType({})) -> bool:
+        """Say whether all its lines are there, run with the settings that its table gives now."""
+        pairs = zip(self.keys, self.runs(changes), strict=True)
+        return all(key in done and not_default(done[key]["settings"]) == not_default(values) for key, values in pairs)
+
 
 # Lines --------------------------------------------------------------------------------------------------------
 
@@ -95,6 +106,12 @@ def key_of(line: Line) -> Key:
     """Return what the line is about."""
     table, dataset, method, variant, seed = (line[name] for name in KEY)
     return table, dataset, method, variant, seed
+
+
+def not_default(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that differ from the product's defaults."""
+    standard = defaults()
+    return {name: value for name, value in settings.items() if standard[name] != value}
 
 
 def best(lines: Collection[Line]) -> Line:
@@ -175,7 +192,6 @@ def line_of(job: Job, stage: Stage, values: Mapping[str, Any], report: Mapping[s
     """Return the line of a finished stage, run with `values`; `tried` is what the variants of a grid differ in."""
     metric = PRIMARY_METRIC[report["task"]]
     cost, rounds = report["cost"], report["rounds"]
-    standard = defaults()
     names = ("train_flops", "uplink_bytes", "downlink_bytes")
     curve, sums = [], dict.fromkeys(names, 0)
     for entry in rounds:
@@ -195,6 +211,6 @@ def line_of(job: Job, stage: Stage, values: Mapping[str, Any], report: Mapping[s
         "wall_seconds": round(seconds, 1),
         "clients": stage.clients,
         "cpu": cpu(),
-        "settings": {name: value for name, value in values.items() if standard[name] != value},
+        "settings": not_default(values),
         "tried": {name: value for name, value in values.items() if name in tried},
     }

@@ -1,7 +1,7 @@
-"""Run the paper's tables: the cells that benchmarks/results/paper.jsonl does not have yet.
+"""Run the paper's tables: the cells that benchmarks/results/paper.jsonl does not have yet, or with other settings.
 
     python benchmarks/paper.py finetune-tuning finetune --data FOLDER
-    python benchmarks/paper.py finetune --only method=FedBT dataset=chemprot --set model=bert-base-uncased
+    python benchmarks/paper.py finetune-tuning finetune --data FOLDER --set model=bert-base-uncased --output base.jsonl
 
 Each cell is a whole run of the product in a process of its own, on one thread. It can be stopped at any time.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations import ablated
-from cells import KEY, Job, Key, Line, add_lines, line_of, read_lines, read_table
+from cells import KEY, MADE, Job, Key, Line, add_lines, line_of, read_lines, read_table
 from federation import Run, do, run_all
 from students import shallow_student
 
@@ -46,6 +46,8 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="run again what is there")
     parser.add_argument("--list", action="store_true", help="only say what there is to do")
     options = parser.parse_args()
+    if options.set and options.output.resolve() == RESULTS:
+        parser.error("--set changes what the lines of the default --output are about: name another file")
     try:
         for table in options.tables:
             _run_table(table, options)
@@ -56,7 +58,8 @@ def main() -> None:
 def _run_table(table: str, options: argparse.Namespace) -> None:
     done = read_lines(options.output)
     jobs = read_table(TABLES / f"{table}.toml", done, _wanted(options.only))
-    left = [job for job in jobs if options.force or not all(key in done for key in job.keys)]
+    changes = dict(map(parse_assignment, options.set))
+    left = [job for job in jobs if options.force or not job.is_done(done, changes)]
     print(f"{table}: {len(left)} of {len(jobs)} jobs to do", file=sys.stderr, flush=True)
     if options.list:
         for job in left:
@@ -68,7 +71,7 @@ def _run_table(table: str, options: argparse.Namespace) -> None:
         data=options.data.resolve(),
         models=options.models.resolve() if options.models else None,
         work=options.work.resolve(),
-        changes=dict(map(parse_assignment, options.set)),
+        changes=changes,
     )
     todo = list(left)
     for job, lines in run_all(left, options.processes, work):
@@ -120,10 +123,9 @@ def run_job(job: Job, data: Path, models: Path | None, work: Path, changes: Mapp
     folder.mkdir(parents=True)
     base = _base(job, models, folder, changes)
     lines: list[Line] = []
-    for number, stage in enumerate(job.own_stages):
-        values = stage.settings | {"min-clients": stage.clients} | changes
-        if number and not job.bare:
-            base, values["model"] = str(folder / "0" / "model"), "made by this cell"
+    for number, (stage, values) in enumerate(zip(job.own_stages, job.runs(changes), strict=True)):
+        if values.get("model") == MADE:
+            base = str(folder / "0" / "model")
         paths = {"dataset": str(_data(data, stage.dataset, job.split, folder)), "model": base}
         begin = time.monotonic()
         with ablated("" if number else job.ablation):

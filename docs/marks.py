@@ -17,6 +17,12 @@ def filled(page: Path, blocks: Mapping[str, str], script: str) -> str:
     return text
 
 
+def parted(text: str) -> tuple[str, str]:
+    """Return what stands in blocks, and the rest."""
+    blocks = re.compile(r"<!-- ([^/]*?), by .*?<!-- /\1 -->", re.DOTALL)
+    return "\n".join(match[0] for match in blocks.finditer(text)), blocks.sub("", text)
+
+
 def names(page: Path) -> set[str]:
     """Return the blocks that a page has places for."""
     return set(re.findall(r"<!-- /(.*?) -->", page.read_text(encoding="utf-8")))

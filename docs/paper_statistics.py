@@ -50,8 +50,18 @@ def score_text(metric: str, value: float) -> str:
 
 
 def points_text(differences: list[float]) -> str:
-    """Return the mean difference in points; no minus before a zero."""
-    return f"{round(100 * statistics.mean(differences), 2) or 0.0:+.2f}" if differences else ""
+    """Return the mean difference in points and, of several, each seed's."""
+    if not differences:
+        return ""
+    return _with_seeds(_signed(statistics.mean(differences), 2), [_signed(one, 1) for one in differences])
+
+
+def _signed(difference: float, digits: int) -> str:
+    return f"{round(100 * difference, digits) or 0.0:+.{digits}f}"  # no minus before a zero
+
+
+def _with_seeds(mean: str, seeds: list[str]) -> str:
+    return f"{mean} ({', '.join(seeds)})" if len(set(seeds)) > 1 else mean
 
 
 def spread_text(lines: list[Line]) -> str:
@@ -92,10 +102,12 @@ def paired_differences(own: Iterable[Line], reference: Iterable[Line]) -> list[f
 
 
 def loss_ratio_text(own: list[Line], losses: dict[Cell, list[Line]]) -> str:
-    """Return the loss as a share of BERT-FL's, seed by seed."""
+    """Return the loss as a share of BERT-FL's: the mean and, of several, each seed's."""
     by_seed = {line["seed"]: line["value"] for line in losses.get(REFERENCE, [])}
     ratios = [line["value"] / by_seed[line["seed"]] for line in own if line["seed"] in by_seed]
-    return f"{100 * statistics.mean(ratios):.1f} %" if ratios else ""
+    if not ratios:
+        return ""
+    return _with_seeds(f"{100 * statistics.mean(ratios):.1f} %", [f"{100 * ratio:.1f}" for ratio in ratios])
 
 
 def equal_flops_text(own: list[Line], losses: dict[Cell, list[Line]]) -> str:
@@ -145,11 +157,11 @@ def shares_of(own: list[Line], reference: list[Line]) -> list[float]:
     """Return costs as shares of BERT-FL's, over the seeds that both have, or nothing where they have none.
 
     FLOPs of the stock step (by formula) and of its own run, bytes, seconds. The latter are told from the seeds that
-    both ran on one kind of processor, and are not a number where there is none.
+    both are known to have run on one kind of processor, and are not a number where there is none.
     """
     by_seed = {line["seed"]: line for line in reference}
     pairs = [(line, by_seed[line["seed"]]) for line in own if line["seed"] in by_seed]
-    alike = [(line, full) for line, full in pairs if line.get("cpu") == full.get("cpu")]
+    alike = [(line, full) for line, full in pairs if "cpu" in line and line["cpu"] == full.get("cpu")]
 
     def share(name: str, other: str) -> float:
         chosen = alike if name == "client_seconds" else pairs

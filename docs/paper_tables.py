@@ -80,7 +80,8 @@ def tuning(lines: list[Line]) -> str:
     for method in dict.fromkeys(line["method"] for line in lines):
         row = [method]
         for dataset in datasets:
-            own = [line for line in lines if (line["method"], line["dataset"]) == (method, dataset)]
+            of_both = (line for line in lines if (line["method"], line["dataset"]) == (method, dataset))
+            own = sorted(of_both, key=lambda line: tuple(line["tried"].values()))
             chosen = _best(own)["variant"] if own else ""
             tried = [f"{_tried(line)}: {score_text(line['metric'], line['value'])}" for line in own]
             bold = ["**{}**" if line["variant"] == chosen else "{}" for line in own]
@@ -97,7 +98,7 @@ def comparison(lines: list[Line]) -> str:
         rows = [
             [name_of(cell), *tests_against_reference(own, cells), *costs_of(own, cells)] for cell, own in cells.items()
         ]
-        tests = "points to BERT-FL | p, t-test | p, TOST 1 point"
+        tests = "points to BERT-FL (seeds) | p, t-test | p, TOST 1 point"
         head = f"| {title_of(lines, dataset)} | mean ± sd (seeds) | {tests} | {COSTS} |"
         made.append(table(head, rows))
     return "\n\n".join(made)
@@ -147,8 +148,8 @@ def pretraining(lines: list[Line]) -> str:
             differences = [] if cell == BASE else paired_differences(cells.get(cell, []), cells.get(BASE, []))
             row += [spread_text(cells.get(cell, [])), points_text(differences)]
         rows.append([*row, *costs_of(of_cell, losses)])
-    titles = "".join(f"{title_of(after, dataset)} | points to base | " for dataset in datasets)
-    loss_titles = f"{title_of(own, own[0]['dataset'])} | of BERT-FL's | BERT-FL's at these FLOPs"
+    titles = "".join(f"{title_of(after, dataset)} | points to base (seeds) | " for dataset in datasets)
+    loss_titles = f"{title_of(own, own[0]['dataset'])} | of BERT-FL's (seeds) | BERT-FL's at these FLOPs"
     return table(f"| method | {loss_titles} | {titles}{COSTS} |", rows)
 
 
@@ -180,7 +181,7 @@ def skew(lines: list[Line]) -> str:
         differences = paired_differences(ours, full)
         split = variant.replace("partitioner=", "").replace("partition-weights=", "").replace("dirichlet-", "")
         rows.append([title_of(lines, dataset), split, spread_text(full), spread_text(ours), points_text(differences)])
-    return table("| data | split | BERT-FL | FedBT | points to BERT-FL |", rows)
+    return table("| data | split | BERT-FL | FedBT | points to BERT-FL (seeds) |", rows)
 
 
 def cost_to_target(lines: list[Line]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import re
 import subprocess
 import sys
 import time
@@ -45,6 +46,7 @@ def line(method: str = "FedBT", value: float = 0.5, **changes: Any) -> dict[str,
         "tried": {},
         "wall_seconds": 1.0,
         "clients": 6,
+        "cpu": "new",
     }
     return about | costs | rest | changes
 
@@ -70,6 +72,42 @@ def test_a_changed_number_is_noticed(tmp_path: Path) -> None:
         marks.filled(page, {"two": ""}, "x")
 
 
+FIGURE = re.compile(r"(?<![\w.,-])[-+]?\d[\d,]*\.\d+(?![\w.])")
+
+
+def figures(text: str) -> list[str]:
+    """Return the decimal numbers of a text, without what is code."""
+    return [figure.replace(",", "") for figure in FIGURE.findall(re.sub(r"```.*?```|`.*?`", "", text, flags=re.DOTALL))]
+
+
+def not_in_the_tables(prose: str, tables: str) -> list[str]:
+    """Return the figures that are no rounded ones of the tables; without a sign, a share's distance to 100 % is one."""
+
+    def stands(figure: str) -> bool:
+        half = 0.5 * 10 ** -len(figure.split(".")[1]) + 1e-9
+        meant = [(one,) if figure[0] in "+-" else (abs(one), 100 - one, one - 100) for one in known]
+        return any(abs(value - float(figure)) <= half for values in meant for value in values)
+
+    known = [float(figure) for figure in figures(tables)]
+    return [figure for figure in figures(prose) if not stands(figure)]
+
+
+def test_figures_of_the_prose_stand_in_the_tables() -> None:
+    results = (APP_DIR / "docs" / "results.md").read_text(encoding="utf-8")
+    for section in re.split(r"\n(?=## )", results):
+        tables, prose = marks.parted(section)
+        assert not tables or not_in_the_tables(prose, tables) == [], section[:40]
+    readme = (APP_DIR / "README.md").read_text(encoding="utf-8")
+    (section,) = [text for text in re.split(r"\n(?=## )", readme) if text.startswith("## What it is worth")]
+    tables, prose = marks.parted(section)
+    assert not_in_the_tables(prose, tables + marks.parted(results)[0]) == []
+
+
+def test_a_figure_of_the_prose_that_no_table_has_is_noticed() -> None:
+    table = "| BERT-FL | 1,066.46 % | -0.65 (-2.2, +0.9) | 98.1 % |"
+    assert not_in_the_tables("66.5, -0.6, +0.8, -2.2 and 1.9 % below, `0.1`", table) == ["66.5", "+0.8"]
+
+
 # Statistics ---------------------------------------------------------------------------------------------------
 
 
@@ -91,11 +129,11 @@ def test_a_method_is_paired_with_full_training_of_the_same_seed() -> None:
     ]
     made = paper_tables.comparison([*full, *close, *worse])
     _, score, points, t, tost, *costs = row(made, "FedBT")
-    assert (score, points) == ("70.00 % ± 9.90 (3)", "+0.00")
+    assert (score, points) == ("70.00 % ± 9.90 (3)", "+0.00 (+0.1, +0.0, -0.1)")
     assert (float(t), float(tost)) == (1.0, 0.0)  # no difference seen, and equal within a point
     assert costs == ["25.0 %", "25.0 %", "50.0 %", "100.0 %", "100.0 %"]
     _, _, points, t, tost, *_ = row(made, "head")
-    assert (points, tost) == ("-19.00", "1.00")
+    assert (points, tost) == ("-19.00 (-20.0, -19.0, -18.0)", "1.00")
     assert float(t) < 0.01
 
 
@@ -106,6 +144,8 @@ def test_seconds_are_compared_on_one_processor_and_costs_over_the_same_seeds() -
     assert (flops, up, down, seconds) == ("25.0 %", "100.0 %", "100.0 %", "25.0 %")
     assert row(paper_tables.comparison([*full, *ours[1:]]), "FedBT")[-4:] == ["25.0 %", "100.0 %", "100.0 %", ""]
     assert row(paper_tables.comparison([*full, ours[2]]), "FedBT")[-5:] == [""] * 5
+    nameless = [{name: value for name, value in one.items() if name != "cpu"} for one in (*full, *ours)]
+    assert row(paper_tables.comparison(nameless), "FedBT")[-1] == ""
     everywhere = [{**one, "dataset": name} for one in (*full, *ours[1:]) for name in ("notes", "letters")]
     assert row(paper_tables.main_table([*everywhere, *full, ours[0]]), "FedBT")[-1] == "25.0 %"
 
@@ -156,18 +196,25 @@ def test_a_table_gives_runs_that_the_product_accepts(path: Path, tuned: dict[cel
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_a_stored_line_was_run_with_the_settings_that_its_table_gives(path: Path) -> None:
-    def changed(values: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in values.items() if name != "model" and standard[name] != value}
-
-    standard, done = defaults(), cells.read_lines(paper.RESULTS)
-    own = {key: changed(line["settings"]) for key, line in done.items() if key[0] == path.stem}
+    done = cells.read_lines(paper.RESULTS)
+    own = {key for key in done if key[0] == path.stem}
     jobs = cells.read_table(path, done, {"method": {key[2] for key in own}})
-    declared = {
-        key: changed(stage.settings | {"min-clients": stage.clients})
-        for job in jobs
-        for key, stage in zip(job.keys, job.own_stages, strict=True)
-    }
-    assert own == {key: declared.get(key) for key in own}
+    there = [job for job in jobs if own.issuperset(job.keys)]
+    assert {key for job in there for key in job.keys} == own
+    assert [job.keys[0] for job in there if not job.is_done(done)] == []
+
+
+def test_a_cell_is_run_again_when_its_table_or_its_tuning_changes() -> None:
+    stages = tuple(cells.Stage(name, {"learning-rate": 0.1}, 6) for name in ("text", "notes"))
+    job = cells.Job("finetune", "FedBT", "", 1, stages)
+    lines = [line(dataset=name, settings=values) for name, values in zip(("text", "notes"), job.runs(), strict=True)]
+    done = {cells.key_of(one): one for one in lines}
+    assert job.is_done(done)
+    assert not job.is_done({})
+    assert not job.is_done(done, {"model": "other"})
+    assert [values.get("model") for values in job.runs()] == [None, cells.MADE]
+    lines[1]["settings"]["learning-rate"] = 0.2
+    assert not job.is_done(done)
 
 
 def test_a_cell_takes_the_settings_that_were_best_on_validation(tmp_path: Path) -> None:
