@@ -40,14 +40,8 @@ def run(grid: Grid, config: RunConfig) -> dict[str, Any]:
     folder = config.output_folder.resolve()
     snapshot = Snapshot(folder)
     stopped = snapshot.load(config) if config.resume else None
-    add_scalars = scalars.board(folder, config.tensorboard, len(stopped.outcome.rounds) if stopped else None)
-    report.clear(folder)
-    for entry in stopped.outcome.rounds if stopped else []:
-        report.append_round(folder, entry)
-    if not stopped:
-        snapshot.remove()
-    measured = _measured_reference(config)
     checkpoint = Checkpoint(find_model(config.model))
+    measured = _measured_reference(config, checkpoint)
     test = TestSet(config, checkpoint)
 
     def on_round(entry: RoundEntry) -> None:
@@ -62,7 +56,26 @@ def run(grid: Grid, config: RunConfig) -> dict[str, Any]:
         test.label_counts,
         lambda progress: snapshot.store(config, progress),
     )
+    # Only now, as a mistake in the settings must not cost what an earlier run left in the folder.
+    add_scalars = scalars.board(folder, config.tensorboard, len(stopped.outcome.rounds) if stopped else None)
+    report.clear(folder)
+    for entry in stopped.outcome.rounds if stopped else []:
+        report.append_round(folder, entry)
+    if not stopped:
+        snapshot.remove()
     outcome = strategy.start(grid, stopped)
+    clients = [
+        {
+            "name": one.name,
+            "examples": one.capabilities.examples,
+            "local_depth": one.capabilities.local_depth,
+            "device": one.capabilities.device,
+        }
+        for one in strategy.roster.participants.values()
+    ]
+    if measured and (unlike := report.differences(measured | {"clients": clients}, measured)):
+        log.warning("fedbt: reference differs in %s: costs are set against predicted ones", ", ".join(unlike))
+        measured = None
     record = report.RunRecord(
         method=config.method,
         task=config.task,
@@ -70,22 +83,14 @@ def run(grid: Grid, config: RunConfig) -> dict[str, Any]:
         seed=config.seed,
         rounds=outcome.rounds,
         cost=outcome.cost,
-        reference=measured or _predicted_reference(outcome),
+        reference=measured["cost"] if measured else _predicted_reference(outcome),
         reference_source="measured" if measured else "predicted",
         reference_same_flops=outcome.cost.same_flops,
         initial=strategy.initial,
         final={name: outcome.rounds[-1].metrics[name] for name in strategy.initial},
         client_metrics=outcome.client_metrics,
         majority=test.majority,
-        clients=[
-            {
-                "name": one.name,
-                "examples": one.capabilities.examples,
-                "local_depth": one.capabilities.local_depth,
-                "device": one.capabilities.device,
-            }
-            for one in strategy.roster.participants.values()
-        ],
+        clients=clients,
         refused=[asdict(refusal) for refusal in strategy.roster.refusals],
         data=data.describe(config),
         base_fingerprint=checkpoint.fingerprint,
@@ -102,20 +107,26 @@ def run(grid: Grid, config: RunConfig) -> dict[str, Any]:
     return result
 
 
-def _measured_reference(config: RunConfig) -> dict[str, float | None]:
-    """Return the costs of the finished full-model run that `reference` names; empty when it names none."""
+def _measured_reference(config: RunConfig, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Return the report of the finished full-model run that `reference` names; None when it names none.
+
+    Raises
+    ------
+    FedBTError
+        When it is not of a full-model run like this one, as far as can be told before the clients are known.
+    """
     if not config.reference:
-        return {}
+        return None
     other = report.load(config.reference)
-    mine = {"method": "full", "task": config.task, "model": config.model, "data": data.describe(config)}
-    for name, value in mine.items():
-        if other.get(name) != value:
-            raise FedBTError(f"reference {config.reference} has {name} {other.get(name)!r}, not {value!r}: drop it")
-    if len(other["rounds"]) != config.num_rounds:
+    if other["method"] != "full":
+        raise FedBTError(f"reference {config.reference} has method {other['method']!r}, not 'full': name another")
+    base = {"model": config.model, "base_fingerprint": checkpoint.fingerprint, "data": data.describe(config)}
+    mine = {"task": config.task, **base, "rounds": [None] * config.num_rounds, "config": config.values()}
+    if unlike := report.differences(other | mine, other):
         raise FedBTError(
-            f"reference {config.reference} has {len(other['rounds'])} rounds, not {config.num_rounds}: drop it"
+            f"reference {config.reference} differs from this run in {', '.join(unlike)}: name a full run like it"
         )
-    return dict(other["cost"])
+    return other
 
 
 def _predicted_reference(outcome: Outcome) -> dict[str, float | None]:
@@ -155,4 +166,4 @@ class TestSet:
         collator = Collator(config.task, tokens, strategy.labels, config.mask_probability)
         bfloat16 = use_bfloat16(config.precision, self._device)
         local = build(strategy.weights, whole_plan(strategy.weights), self._device, bfloat16)
-        return train.evaluate(local, self.rows, collator, batch_size=32)
+        return train.evaluate(local, self.rows, collator, train.EVALUATION_BATCH)

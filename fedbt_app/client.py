@@ -27,7 +27,7 @@ from fedbt_app.predict import StepShape, full_plan, prefix_flops, step_flops, st
 from fedbt_app.prefix import PrefixCache
 from fedbt_app.state import DELTA, Update, encode_with_feedback
 from fedbt_app.tasks import Collator, mask_once, special_tokens
-from fedbt_app.train import TrainResult
+from fedbt_app.train import EVALUATION_BATCH, TrainResult
 
 
 class Client:
@@ -98,6 +98,8 @@ class Client:
             cache.close()
         encoded = {}
         for part, deltas in local.deltas(weights):
+            if not all(bool(delta.isfinite().all()) for delta in deltas.values()):
+                raise FedBTError(f"training diverged, {part} is not finite: lower learning-rate")
             encoded[part], _, dropped = encode_with_feedback(deltas, pool.residual(part), config.codec)
             pool.store_residual(part, dropped)
         return Reply(
@@ -120,7 +122,8 @@ class Client:
         metrics: dict[str, float] = {}
         if rows:
             local = build(weights, whole_plan(weights), self.device, self._bfloat16)
-            metrics = train.evaluate(local, rows, self._collator(request), config.batch_size)
+            size = min(config.micro_batch_size or config.batch_size, EVALUATION_BATCH)
+            metrics = train.evaluate(local, rows, self._collator(request), size)
         costs = ClientCosts(seconds=watch.seconds, peak_memory_bytes=watch.peak_memory_bytes)
         return Reply(held=held, examples=len(rows), metrics=metrics, costs=costs)
 
@@ -158,10 +161,13 @@ class Client:
     ) -> ClientCosts:
         arch, task, labels = self.checkpoint.architecture, self.config.task, len(request.labels)
         full, length = full_plan(arch.depth), self.config.max_length
+        fused = self.device.type == "cuda" or not self.config.dropout
         return ClientCosts(
             train_flops=meter.total,
             stock_flops=sum(stock_step_flops(arch, task, labels, shape[0], length) for shape in result.shapes),
-            same_flops=sum(step_flops(arch, task, labels, full, StepShape(*shape[:3])) for shape in result.shapes),
+            same_flops=sum(
+                step_flops(arch, task, labels, full, StepShape(*shape[:3]), fused=fused) for shape in result.shapes
+            ),
             seconds=watch.seconds,
             peak_memory_bytes=watch.peak_memory_bytes,
             prefix_cache_bytes=cache.nbytes if cache else 0,

@@ -1,6 +1,6 @@
 """The terminal's tables: the result of a run, and a comparison of finished runs."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from fedbt_app.formats import (
     ratio_of,
     score_rows,
 )
-from fedbt_app.report import load
+from fedbt_app.report import differences, load
 from fedbt_app.tasks import PRIMARY_METRIC
 
 if TYPE_CHECKING:
@@ -36,19 +36,11 @@ def print_result(report: Mapping[str, Any], console: "Console | None" = None) ->
         console.print(f"Model: {report['model_dir']}", markup=False, highlight=False, soft_wrap=True)
 
 
-LIKENESS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-    "task": lambda report: report["task"],
-    "model": lambda report: report.get("base_fingerprint") or report["model"],
-    "data": lambda report: report.get("data"),
-    "number of rounds": lambda report: len(report["rounds"]),
-}
-
-
 def compare(folders: Sequence[Path | str]) -> str:
     """Return a table of finished runs, a row each, and notes on what may be compared.
 
-    Once there is a run with method=full, ratios are against the first such run that agrees in task, model, data
-    and rounds, or unknown; else they are those of each run's own report.
+    Once there is a run with method=full, ratios are against the first such run that is alike, or unknown; else they
+    are those of each run's own report.
     """
     reports = [load(folder) for folder in folders]
     measured = any(report["method"] == "full" for report in reports)
@@ -66,9 +58,8 @@ def compare(folders: Sequence[Path | str]) -> str:
         notes.append(f"{number}: {folder}")
     for full in sorted(number for number in used if number):
         notes.append(f"Run {full} (method full) is the measured reference of the runs that are like it.")
-    for name, read in LIKENESS.items():
-        if len({read(report) for report in reports}) > 1:
-            notes.append(f"Warning: the runs differ in {name}, so comparing them is not like for like.")
+    for name in dict.fromkeys(name for report in reports for name in differences(report, reports[0])):
+        notes.append(f"Warning: the runs differ in {name}, so comparing them is not like for like.")
     against = ["FLOPs /\nfull run", "uplink /\nfull run"]
     if not measured:
         against = ["FLOPs / same\nopt. full", "uplink /\nfull"]
@@ -81,7 +72,7 @@ def compare(folders: Sequence[Path | str]) -> str:
 def _full_like(report: Mapping[str, Any], reports: Sequence[Mapping[str, Any]]) -> int | None:
     """Number, from 1, of the first full run that `report` may be set against."""
     for number, other in enumerate(reports, start=1):
-        if other["method"] == "full" and all(read(other) == read(report) for read in LIKENESS.values()):
+        if other["method"] == "full" and not differences(other, report):
             return number
     return None
 

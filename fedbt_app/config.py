@@ -24,7 +24,8 @@ NODE_KEYS = (  # that a node may set for itself, by the same name
     *("text-column", "label-column", "tokens-column", "tags-column"),
 )
 EMBEDDED, NO_DATA = "embedded", "none"
-AUTO, PAPER = "auto", "paper"  # schedules: what measured best, the published one
+MOST_LABELS, LONGEST_LABEL = 5000, 100  # names and characters: more is text that stands in the wrong column
+AUTO, PAPER = "auto", "paper"  # schedules: by depth, the published one
 
 
 def key(doc: str, choices: tuple[str, ...] = (), at_least: float | None = None, at_most: float | None = None) -> Any:
@@ -39,10 +40,10 @@ class RunConfig:
     task: str = key("What is trained.", TASKS)
     method: str = key("What clients train and exchange; one row of the table in plan.py.", METHODS)
     schedule: str = key(
-        "Blocks that each round trains (fedbt, fedbt-lora): `paper`, the published order; `auto`, what measured best "
-        "for the task: above 6 blocks the same, else see docs/methods.md; or your own: rounds parted by `;`, blocks by "
-        "`,`, negative ones counted from the top, begun again when it ends. `-1; -2,-1` trains the last block, then "
-        "the last two."
+        "Blocks that each round trains (fedbt, fedbt-lora): `paper`, the published order; `auto`, the same above "
+        "6 blocks, and up to 6 what our own measurements chose (docs/methods.md); or your own: rounds parted by `;`, "
+        "blocks by `,`, negative ones counted from the top, begun again when it ends. `-1; -2,-1` trains the last "
+        "block, then the last two."
     )
     model: str = key(
         "Base encoder: `embedded`, a hub id or a folder. Any checkpoint of model type bert. A node's `model-path` wins."

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedbt_app import embedded
-from fedbt_app.config import EMBEDDED, RunConfig
+from fedbt_app.config import EMBEDDED, LONGEST_LABEL, MOST_LABELS, NO_DATA, RunConfig
 from fedbt_app.errors import FedBTError
 from fedbt_app.partition import partition as split_over_clients
 from fedbt_app.sources import Columns, checked, length, local_files, readers, select
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Tokenizer = Callable[[], "PreTrainedTokenizerFast"]
 
+FEW_LABELS = 30  # so many may be different in each row of a small site
 MIN_TAIL = 8  # word pieces that make the last, short mlm chunk worth keeping
 _TEST_KEYS = (
     *("task", "dataset_subset", "text_column", "label_column", "tokens_column", "tags_column", "labels"),
@@ -84,7 +85,7 @@ def client_data(
         made = _tokenise(config, tokenizer(), {"train": train, "heldout": heldout})
         if not length(made["train"]):
             raise FedBTError(f"dataset={config.dataset} leaves nothing to train on: give this client more rows")
-        return made, label_counts(config.task, made.values())
+        return made, _checked_labels(config, label_counts(config.task, made.values()))
 
     splits, counts = cached(config, _CLIENT_KEYS, ["client", partition], tokenizer_id, build)
     return ClientData(splits["train"], splits["heldout"], counts)
@@ -111,6 +112,8 @@ def describe(config: RunConfig) -> str:
     """Return name, source and version of the data for a model card: no text and no folder of this machine."""
     if config.dataset == EMBEDDED:
         return embedded.describe()
+    if config.dataset == NO_DATA:
+        return "data that the sites keep"
     files = local_files(config.dataset)
     if files is None:
         return f"hub data set {config.dataset}, subset {config.dataset_subset or 'default'}"
@@ -227,3 +230,16 @@ def label_counts(task: str, splits: Iterable[Mapping[str, Any]]) -> dict[str, in
         elif task == "ner":
             counts.update(tag for tags in split["tags"] for tag in tags if tag)
     return dict(sorted(counts.items()))
+
+
+def _checked_labels(config: RunConfig, counts: dict[str, int]) -> dict[str, int]:
+    """Refuse what looks like text: label names leave the site."""
+    mostly_once = len(counts) > max(FEW_LABELS, sum(counts.values()) // 2)
+    if len(counts) > MOST_LABELS or mostly_once or any(len(name) > LONGEST_LABEL for name in counts):
+        key = "tags-column" if config.task == "ner" else "label-column"
+        column = config.tags_column if config.task == "ner" else config.label_column
+        raise FedBTError(
+            f"{key}={column} has {len(counts)} different values, the longest of {max(map(len, counts))} characters: "
+            "that looks like text, which must not leave the site; name the column of the labels"
+        )
+    return counts

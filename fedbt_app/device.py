@@ -6,15 +6,27 @@ from fedbt_app.errors import FedBTError
 
 
 def pick_device(wanted: str) -> torch.device:
-    """Return the device to compute on; `auto` takes a GPU where there is one."""
+    """Return the device to compute on; `auto` takes a GPU where there is one.
+
+    Raises
+    ------
+    FedBTError
+        If `wanted` is neither auto, cpu nor a GPU that is there.
+    """
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise FedBTError(f"device={wanted} is not a device: use auto, cpu, cuda or cuda:1") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise FedBTError(f"device={wanted} but this machine has no usable GPU: use device=auto or cpu")
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise FedBTError(f"device={wanted} is not a device: use auto, cpu, cuda or cuda:1")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise FedBTError(f"device={wanted} but this machine has no usable GPU: use device=auto or cpu")
+        if device.index is not None and device.index >= (there := torch.cuda.device_count()):
+            raise FedBTError(f"device={wanted} but the GPUs here are 0 to {there - 1}: name one of those")
+        torch.cuda.init()  # or the memory meter of a numbered GPU asks a driver that nothing has started
     return device
 
 

@@ -56,11 +56,12 @@ def run(
         check_local_superlink()
     with tempfile.TemporaryDirectory(prefix="fedbt-") as scratch:
         overrides = Path(scratch) / "run.toml"
-        overrides.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+        lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+        overrides.write_text("".join(lines), encoding="utf-8")
         command = [_flwr(), "run", str(APP_DIR), *([superlink] if superlink else []), "--stream"]
         command += ["--run-config", str(overrides)]
         if superlink is None:
-            command += ["--federation-config", f"num-supernodes={clients} client-resources-num-cpus=1"]
+            command += ["--federation-config", _resources(clients, str(values["device"]))]
         try:
             run_id, reason = _stream(command, [superlink] if superlink else [], verbose, show)
         except KeyboardInterrupt:
@@ -71,6 +72,15 @@ def run(
     if status != "finished:completed":
         raise FedBTError(reason or f"run {run_id} ended as {status}: see its output with --verbose, or {go_on}")
     return folder if superlink is None else None
+
+
+def _resources(clients: int, device: str) -> str:
+    """Say what each simulated client gets: one that is given no share of the GPUs does not see any."""
+    import torch  # not above: what needs no GPU need not wait for it
+
+    gpus = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
+    share = f" client-resources-num-gpus={min(1.0, int(1e4 * gpus / clients) / 1e4)}" if gpus else ""
+    return f"num-supernodes={clients} client-resources-num-cpus=1{share}"
 
 
 def _stream(

@@ -20,6 +20,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 
 from fedbt_app.codec import Encoded
+from fedbt_app.config import LONGEST_LABEL, MOST_LABELS
 from fedbt_app.costs import ClientCosts
 from fedbt_app.errors import FedBTError
 from fedbt_app.plan import RoundPlan
@@ -27,6 +28,7 @@ from fedbt_app.pool import PartState
 from fedbt_app.state import DELTA, VALUE, Update
 
 OK, LACKING, FAILED = "ok", "lacking", "failed"
+LARGEST_COST = 1e24  # of any kind, from one client: sums and shares of more are no numbers any longer
 
 T = TypeVar("T")
 
@@ -194,14 +196,14 @@ def _read_reply(content: Any) -> Reply:
     kinds: dict[str, Callable[[float], Any]] = {spec.name: spec.type for spec in fields(ClientCosts)}  # type: ignore[misc]
     costs = content["costs"]
     for name in kinds:
-        if not (np.isfinite(costs[name]) and costs[name] >= 0):
+        if not 0 <= costs[name] <= LARGEST_COST:  # NaN is neither
             raise ValueError(f"cost {name} is not a number of zero or more")
     return Reply(
         status=_one_of(content["reply"]["status"], (OK, LACKING, FAILED)),
         error=_one_line(content["reply"]["error"]),
         held=_read_states(content["held"]),
         examples=_count(content["counts"]["num-examples"]),
-        metrics={name: float(value) for name, value in content["metrics"].items()},
+        metrics={_metric(name): float(value) for name, value in content["metrics"].items()},
         costs=ClientCosts(**{name: kind(costs[name]) for name, kind in kinds.items()}),
         deltas=_read_encoded(content),
     )
@@ -243,10 +245,12 @@ def _read_capabilities(content: Any) -> Capabilities:
     for name in ("examples", "heldout", "local_depth"):
         _count(values[name])
     values |= {name: _one_line(values[name]) for name in ("name", "base", "device")}
-    counts = zip(labels["names"], labels["counts"], strict=True)
+    names, counts = labels["names"], labels["counts"]
+    if len(names) > MOST_LABELS or any(_one_line(name) != name or len(name) > LONGEST_LABEL for name in names):
+        raise FedBTError(f"it has more than {MOST_LABELS} labels, or one that is no name: check its label-column")
     return Capabilities(
         **values,
-        label_counts={_of_type(name, str): _count(number) for name, number in counts},
+        label_counts={name: _count(number) for name, number in zip(names, counts, strict=True)},
         held=_read_states(content["held"]),
     )
 
@@ -326,8 +330,14 @@ def _step(part: str, state: PartState) -> str:
 
 
 def _one_line(text: Any) -> str:
-    """What a client says must not look like more than one line of the log."""
-    return " ".join(_of_type(text, str).split())[:500]
+    """What a client says must not look like more than one line of the log, nor move a terminal's cursor."""
+    return "".join(filter(str.isprintable, " ".join(_of_type(text, str).split())))[:500]
+
+
+def _metric(name: str) -> str:
+    if not name.isidentifier() or len(name) > LONGEST_LABEL:
+        raise ValueError("a metric's name is not one")
+    return name
 
 
 def _of_type(value: Any, kind: type[T]) -> T:

@@ -88,9 +88,10 @@ def cyclic_decreasing(num_rounds: int, depth: int) -> list[int]:
 
 
 def resolved(schedule: str, task: str, depth: int) -> str:
-    """Return what AUTO stands for, others as they are: the plan that measured best for the task and a model so deep.
+    """Return what AUTO stands for, others as they are.
 
-    Up to SHALLOW blocks that is our measurement (docs/results.md), above it that of the paper, on 12 blocks.
+    Up to SHALLOW blocks AUTO is what our measurements chose for the task by score and cost (docs/results.md), above it
+    the published order: the paper measured on 12 blocks.
     """
     if task == "ner" and _by_our_measurement(schedule, depth):
         return f"0,{(depth - 1) // 2},-1"

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,14 @@ REPORT, PARTIAL, PAGE, ROUNDS = "report.json", "report.json.part", "report.md", 
 RATIOS = ("train_flops", "client_seconds", "uplink_bytes", "downlink_bytes")
 FIXED = {"schema", "method", "task", "model", "seed", "rounds", "cost", "reference", "ratio"}
 FIXED |= {"ratio_same_optimisations", "initial", "final", "model_dir"}
+_LIKENESS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "task": lambda report: report["task"],
+    "model": lambda report: report.get("base_fingerprint") or report["model"],
+    "data": lambda report: report.get("data"),
+    "number of rounds": lambda report: len(report["rounds"]),
+    "rows of the clients": lambda report: sorted(one["examples"] for one in report.get("clients", [])),
+}
+_LIKE_SETTINGS = ("local-epochs", "max-length", "max-train-examples", "participation")
 
 
 @dataclass
@@ -71,6 +79,13 @@ def to_json(record: RunRecord) -> dict[str, Any]:
     values["ratio_same_optimisations"] = {name: ratio_of(cost[name], full) for name, full in same.items()}
     plain: dict[str, Any] = _plain({"schema": SCHEMA} | values)
     return plain
+
+
+def differences(report: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Name what keeps the costs of two runs from being set against each other: task, model, data, how much of it."""
+    found = [name for name, read in _LIKENESS.items() if read(report) != read(other)]
+    settings, others = report.get("config", {}), other.get("config", {})
+    return found + [name for name in _LIKE_SETTINGS if settings.get(name) != others.get(name)]
 
 
 def append_round(folder: Path, entry: RoundEntry) -> None:

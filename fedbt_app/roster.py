@@ -23,11 +23,15 @@ NODE_POLL_SECONDS = 1.0
 
 @dataclass
 class Participant:
-    """A client that the query accepted, and what its pool holds as far as the server knows."""
+    """A client that the query accepted, and what its pool holds as far as the server knows.
+
+    `sat_out` says that it was not drawn since it was last asked: what it then lacks is no fault, and books as downlink.
+    """
 
     node: int
     capabilities: Capabilities
     held: dict[str, PartState]
+    sat_out: bool = False
 
     @property
     def name(self) -> str:
@@ -103,6 +107,8 @@ class Roster:
                 self._refused_nodes.discard(node)
             except FedBTError as error:
                 self.refuse(round_, f"node {node}", str(error))
+        for node in exchange.undelivered:
+            self.refuse(round_, f"node {node}", "Flower did not take the query to it")
         for node in exchange.silent:
             self._refused_nodes.add(node)  # asked again, it would hold up every round as long
             self.refuse(round_, f"node {node}", "did not answer the query in time")
@@ -138,7 +144,10 @@ class Roster:
         if wanted >= len(ordered):
             return ordered
         generator = np.random.default_rng([self._config.seed, round_, attempt])
-        return [ordered[index] for index in sorted(generator.choice(len(ordered), wanted, replace=False))]
+        drawn = set(generator.choice(len(ordered), wanted, replace=False).tolist())
+        for index, one in enumerate(ordered):
+            one.sat_out |= index not in drawn
+        return [one for index, one in enumerate(ordered) if index in drawn]
 
     def refuse(self, round_: int, client: str, reason: str) -> None:
         """Note that something of `client` was not used; the round goes on without it."""

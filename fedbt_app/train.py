@@ -14,6 +14,7 @@ from fedbt_app.local_model import LocalModel
 from fedbt_app.prefix import PrefixCache
 from fedbt_app.tasks import Batch, Collator, Scores, padded
 
+EVALUATION_BATCH = 32  # rows: all of a batch's predictions are in memory at once
 _SORTED_STRETCH = 50  # batches whose rows are sorted by length together: little padding, still shuffled
 
 
@@ -65,7 +66,7 @@ def run(
     for epoch in range(settings.epochs):
         generator = np.random.default_rng([*seed, epoch])
         for batch in batches(rows, collator, settings.batch_size, generator, tokens=settings.tokens_per_batch):
-            pieces = batch.split(settings.micro_batch_size)
+            pieces = [piece for piece in batch.split(settings.micro_batch_size) if piece.reads]  # others have no loss
             for piece in pieces:
                 optimizer.due = piece is pieces[-1]
                 there = piece.to(local.device)

@@ -240,7 +240,7 @@ STARTED = "Successfully started run 77\n"
 def launched(
     tmp_path: Path, shown: list[str] | None = None, verbose: bool = False, superlink: str | None = None
 ) -> Any:
-    values = defaults() | {"output-dir": str(tmp_path / "out"), "labels": 'a "b",c'}
+    values = defaults() | {"output-dir": str(tmp_path / "out"), "labels": 'a "b",c\U0001f600'}
     return launch.run(values, 3, superlink, verbose, (shown if shown is not None else []).append)
 
 
@@ -264,13 +264,30 @@ def test_run_hands_over_every_setting_and_the_number_of_clients(fake_flwr: Fake)
     tmp_path = fake_flwr(STARTED)
     launched(tmp_path)
     written = tomllib.loads((tmp_path / "run.toml").read_text())
-    assert written == defaults() | {"output-dir": str(tmp_path / "out"), "labels": 'a "b",c'}
+    assert written == defaults() | {"output-dir": str(tmp_path / "out"), "labels": 'a "b",c\U0001f600'}
     first, second = (tmp_path / "calls").read_text().splitlines()
     assert first.startswith("run ")
     assert "num-supernodes=3" in first
     assert "--stream" in first
     assert second == "ls --run-id 77 --format json"
     assert f"{launch.KEEP_ENVIRONMENT}=1" in (tmp_path / "environment-run").read_text().splitlines()
+
+
+@pytest.mark.parametrize(("gpus", "share"), [(0, None), (1, 0.3333), (2, 0.6666), (8, 1.0)])
+def test_simulated_clients_get_their_share_of_the_gpus(
+    gpus: int, share: float | None, fake_flwr: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    tmp_path = fake_flwr(STARTED)
+    launched(tmp_path)
+    first, _ = (tmp_path / "calls").read_text().splitlines()
+    assert first.endswith(
+        "num-supernodes=3 client-resources-num-cpus=1"
+        + (f" client-resources-num-gpus={share}" if share is not None else "")
+    )
 
 
 def test_remote_run_names_the_superlink_and_gives_no_folder(fake_flwr: Fake) -> None:

@@ -83,6 +83,8 @@ def test_compare_alike_runs(tmp_path: Path) -> None:
         ({"model": "other", "base_fingerprint": ""}, "model"),
         ({"data": "other"}, "data"),
         ({"rounds": []}, "number of rounds"),
+        ({"clients": []}, "rows of the clients"),
+        ({"config": {"local-epochs": 3}}, "local-epochs"),
     ],
 )
 def test_compare_warns(tmp_path: Path, change: dict[str, Any], name: str) -> None:

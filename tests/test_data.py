@@ -65,6 +65,19 @@ def raised(call: Callable[[], Any]) -> str:
     return str(caught.value)
 
 
+# Labels -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", ["text", "note"])
+def test_text_in_the_place_of_labels_does_not_leave_the_site(column: str, tmp_path: Path, config: Any) -> None:
+    rows = [row | {"note": "x" * (101 if number == 0 else 3)} for number, row in enumerate(ROWS)]
+    write(tmp_path / "data" / "train.jsonl", rows)
+    message = raised(lambda: client(config(label_column=column)))
+    assert message.startswith(f"label-column={column} has ")
+    assert "patient" not in message
+    assert client(config()).label_counts.keys() == {"a", "b"}
+
+
 # Splits -------------------------------------------------------------------------------------------------------
 
 

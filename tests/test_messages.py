@@ -240,6 +240,8 @@ REPLY_SPOILT: dict[str, Callable[[RecordDict], None]] = {
     **{f"nan {name}": put("costs", name, math.nan) for name in asdict(COSTS)},
     **{f"infinite {name}": put("costs", name, math.inf) for name in asdict(COSTS)},
     **{f"negative {name}": put("costs", name, -1.0) for name in asdict(COSTS)},
+    **{f"absurd {name}": put("costs", name, 1e25) for name in asdict(COSTS)},
+    "line as metric": put("metrics", "loss 0.1\nfedbt: round 9", 1.0),
     "list as cost": put("costs", "seconds", [1.0, 2.0]),
     "unknown status": put("reply", "status", "great"),
     "number as status": put("reply", "status", 1),
@@ -313,6 +315,19 @@ def test_malformed_answer_to_the_query_is_refused_in_one_line(kind: str) -> None
     with pytest.raises(FedBTError, match="malformed") as raised:
         read_capabilities(over_the_wire(message))
     assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("names", [["a\nb"], ["a" * 101], [str(number) for number in range(5001)]])
+def test_labels_that_are_no_names_are_refused(names: list[str]) -> None:
+    message = capabilities_message(CAPABILITIES, sent(request_record(Request(Sync(LINEAGE, [], {}))), "query"))
+    message.content["labels"] = ConfigRecord({"names": names, "counts": [1] * len(names)})
+    with pytest.raises(FedBTError, match="more than 5000 labels, or one that is no name"):
+        read_capabilities(over_the_wire(message))
+
+
+def test_what_a_client_says_cannot_move_a_terminals_cursor() -> None:
+    message = refusal_message("disk\x1b[2J full\x07\n\nnow", sent(request_record(a_request())))
+    assert read_reply(message).error == "disk[2J full now"
 
 
 def test_refusal_of_a_query_gives_its_reason() -> None:

@@ -38,3 +38,30 @@ def test_a_run_that_is_not_alike_is_refused_as_reference(
     run(settings(method="head", output_dir=str(tmp_path / "head")))
     with pytest.raises(FedBTError, match="has method 'head', not 'full'"):
         run(settings(reference=str(tmp_path / "head"), output_dir=str(tmp_path / "own")))
+    run(settings(method="full", output_dir=str(tmp_path / "full")))
+    with pytest.raises(FedBTError, match="differs from this run in number of rounds, local-epochs: name a full run"):
+        run(settings(reference=str(tmp_path / "full"), num_rounds=1, local_epochs=2, output_dir=str(tmp_path / "own")))
+
+
+def test_a_reference_of_other_clients_gives_way_to_predicted_costs(
+    settings: Callable[..., dict[str, Any]], tmp_path: Path, flower_log: list[str]
+) -> None:
+    run(settings(method="full", output_dir=str(tmp_path / "full")))
+    values = settings(reference=str(tmp_path / "full"), output_dir=str(tmp_path / "own"))
+    own = server_app.run(LocalGrid(values, simulated(3)), RunConfig.load(values))
+    assert own["reference"]["source"] == "predicted"
+    assert any("reference differs in rows of the clients" in line for line in flower_log)
+
+
+def test_a_mistake_in_the_settings_leaves_what_lies_in_the_folder(
+    settings: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "same"
+    run(settings(method="full", output_dir=str(folder)))
+    (folder / "resume").mkdir()
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(FedBTError):
+        run(settings(model=str(tmp_path / "typo"), output_dir=str(folder)))
+    assert sorted(folder.rglob("*")) == before
+    own = run(settings(reference=str(folder), output_dir=str(folder)))
+    assert own["reference"]["source"] == "measured"

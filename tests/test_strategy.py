@@ -545,6 +545,7 @@ def npy_header(shape: str) -> bytes:
 SPOILT: dict[str, tuple[Callable[[Message], None], str]] = {
     "nan": (poison(math.nan), "nan|finite"),
     "infinity": (poison(math.inf), "inf|finite"),
+    "absurd step": (poison(2e6), "more than 1e\\+06: lower learning-rate"),
     "unasked tensors": (send_unasked, "nobody asked for"),
     "missing part": (drop_head, "no delta of 'head'"),
     "array without header": (drop("headers", HEAD), "JSON"),
@@ -928,6 +929,19 @@ def test_clients_left_out_of_some_rounds_are_up_to_date_in_the_end(small: Settin
     run = federate(values, simulated(4))
     assert run.refusals == []
     assert_pools_up_to_date(run)
+
+
+@pytest.mark.parametrize("codec", ["float32", "int2"])
+def test_what_clients_missed_as_they_were_not_drawn_is_downlink(small: Settings, codec: str) -> None:
+    values = small(participation=0.5, num_rounds=4, codec=codec, method="full", max_train_examples=16)
+    run = federate(values, simulated(4))
+    assert run.outcome.cost.catch_up_bytes == 0
+    assert run.outcome.full_bytes_down == run.outcome.full_bytes_up * 6 / 8  # two of four clients, none in round 1
+
+
+def test_training_that_diverged_is_refused_by_the_client_itself(small: Settings) -> None:
+    with pytest.raises(FedBTError, match=r"training diverged, .* is not finite: lower learning-rate"):
+        federate(small(learning_rate=1e38, num_rounds=1), simulated(2))
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -1,3 +1,4 @@
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,16 @@ def test_the_result_counts_examples_once_and_lists_every_step(tiny_bert: Path) -
     assert result.examples == 48
     assert len(result.shapes) == 3 * 5
     assert sum(shape[0] for shape in result.shapes) == 3 * 48
+
+
+def test_rows_without_a_loss_are_passed_over(tiny_bert: Path) -> None:
+    rows = [{"input_ids": [2, 1, 3]}, *rows_of(2), {"input_ids": [2, 1, 1, 3]}]  # unknown pieces are never masked
+    local = local_model(tiny_bert, "mlm", plan_of("head", "mlm"))
+    for micro in (0, 1):
+        settings = TrainSettings(1, 1 + 3 * micro, 1e-3, 0.0, micro_batch_size=micro)
+        result = train.run(local, rows, collator("mlm"), settings, FlopMeter(), [0])
+        assert math.isfinite(result.loss)
+        assert len(result.shapes) == 2
 
 
 def test_a_learning_rate_of_zero_reports_the_loss_of_the_model_as_it_is(tiny_bert: Path) -> None:
