@@ -103,10 +103,9 @@ class Dialogue:
                 return
             by_cause: dict[str, int] = {}
             for update in updates:
-                late_by_plan = one.sat_out and update.cause == "catch_up" and not whole
+                late_by_plan = self.roster.draws and update.cause == "catch_up" and not whole
                 cause = "round" if late_by_plan else update.cause
                 by_cause[cause] = by_cause.get(cause, 0) + update.encoded.nbytes
-            one.sat_out = False
             self.outcome.cost.book_downlink(rest, size, by_cause)
             self.outcome.cost.healed_parts += len(updates) if whole else 0
             if "round" in by_cause:

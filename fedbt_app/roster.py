@@ -23,15 +23,11 @@ NODE_POLL_SECONDS = 1.0
 
 @dataclass
 class Participant:
-    """A client that the query accepted, and what its pool holds as far as the server knows.
-
-    `sat_out` says that it was not drawn since it was last asked: what it then lacks is no fault, and books as downlink.
-    """
+    """A client that the query accepted, and what its pool holds as far as the server knows."""
 
     node: int
     capabilities: Capabilities
     held: dict[str, PartState]
-    sat_out: bool = False
 
     @property
     def name(self) -> str:
@@ -144,10 +140,12 @@ class Roster:
         if wanted >= len(ordered):
             return ordered
         generator = np.random.default_rng([self._config.seed, round_, attempt])
-        drawn = set(generator.choice(len(ordered), wanted, replace=False).tolist())
-        for index, one in enumerate(ordered):
-            one.sat_out |= index not in drawn
-        return [one for index, one in enumerate(ordered) if index in drawn]
+        return [ordered[index] for index in sorted(generator.choice(len(ordered), wanted, replace=False))]
+
+    @property
+    def draws(self) -> bool:
+        """Whether rounds take some of the clients only: to lag behind is then no fault, and books as downlink."""
+        return self._config.participation < 1
 
     def refuse(self, round_: int, client: str, reason: str) -> None:
         """Note that something of `client` was not used; the round goes on without it."""
