@@ -22,7 +22,7 @@ from fedbt_app.errors import FedBTError, without_folders
 from fedbt_app.local_model import Weights, build, model_spec, whole_plan
 from fedbt_app.messages import LACKING, Capabilities, Reply, Request
 from fedbt_app.plan import frozen_prefix
-from fedbt_app.pool import ParameterPool, PartState, digest
+from fedbt_app.pool import ParameterPool, PartState, Tensors, digest
 from fedbt_app.predict import StepShape, full_plan, prefix_flops, step_flops, stock_step_flops
 from fedbt_app.prefix import PrefixCache
 from fedbt_app.state import DELTA, Update, encode_with_feedback
@@ -98,8 +98,7 @@ class Client:
             cache.close()
         encoded = {}
         for part, deltas in local.deltas(weights):
-            if not all(bool(delta.isfinite().all()) for delta in deltas.values()):
-                raise FedBTError(f"training diverged, {part} is not finite: lower learning-rate")
+            _check_finite(part, deltas)
             encoded[part], _, dropped = encode_with_feedback(deltas, pool.residual(part), config.codec)
             pool.store_residual(part, dropped)
         return Reply(
@@ -173,6 +172,11 @@ class Client:
             prefix_cache_bytes=cache.nbytes if cache else 0,
             saved_flops=sum(prefix_flops(arch, cache.depth, *shape) for shape in result.cached) if cache else 0,
         )
+
+
+def _check_finite(part: str, deltas: Tensors) -> None:
+    if not all(bool(delta.isfinite().all()) for delta in deltas.values()):
+        raise FedBTError(f"training diverged, {part} is not finite: lower learning-rate")
 
 
 def synchronise(pool: ParameterPool, weights: Weights, request: Request) -> dict[str, PartState]:

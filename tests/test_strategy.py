@@ -5,7 +5,7 @@ import math
 import re
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 import transformers
 from conftest import Federated, RecordingGrid, federate
 from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord
-from local_grid import over_the_wire, simulated
+from local_grid import LocalGrid, over_the_wire, simulated
 
 import server_app
 from fedbt_app import data, forward, train
@@ -634,6 +634,21 @@ def test_silence_is_refused_after_the_timeout(small: Settings, without_third: di
         return None if node == THIRD and round_of(reply) else reply
 
     check_left_out(small(num_rounds=1, round_timeout=1.0), without_third, lose, "round-timeout")
+
+
+@pytest.mark.parametrize("kind", ["query", "train"])
+def test_a_message_that_flower_does_not_take_costs_its_node_only_and_books_no_bytes(small: Settings, kind: str) -> None:
+    class Full(LocalGrid):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            (message,) = messages
+            lost = message.metadata.dst_node_id == THIRD and message.metadata.message_type == kind
+            return [] if lost else super().push_messages([message])
+
+    values = small(num_rounds=1, round_timeout=60.0)
+    report = server_app.run(Full(values, simulated(3)), RunConfig.load(values))
+    assert report["refused"]
+    assert all(refusal["reason"].startswith("Flower did not take the ") for refusal in report["refused"])
+    assert report["rounds"][0]["clients"] == 2
 
 
 def test_error_of_several_lines_becomes_one_line(small: Settings, without_third: dict[str, Tensors]) -> None:
