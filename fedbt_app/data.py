@@ -236,10 +236,9 @@ def _checked_labels(config: RunConfig, counts: dict[str, int]) -> dict[str, int]
     """Refuse what looks like text: label names leave the site."""
     mostly_once = len(counts) > max(FEW_LABELS, sum(counts.values()) // 2)
     if len(counts) > MOST_LABELS or mostly_once or any(len(name) > LONGEST_LABEL for name in counts):
-        key = "tags-column" if config.task == "ner" else "label-column"
-        column = config.tags_column if config.task == "ner" else config.label_column
+        tags, label = f"tags-column={config.tags_column}", f"label-column={config.label_column}"
         raise FedBTError(
-            f"{key}={column} has {len(counts)} different values, the longest of {max(map(len, counts))} characters: "
+            f"{tags if config.task == 'ner' else label} has {len(counts)} different values, the longest of {max(map(len, counts))} characters: "
             "that looks like text, which must not leave the site; name the column of the labels"
         )
     return counts

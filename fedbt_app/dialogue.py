@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
@@ -82,7 +83,7 @@ class Dialogue:
         for part in plan.trained_parts:
             decoded = decode(sent[part].arrays, sent[part].header, self.weights.shapes(part))
             for name, tensor in decoded.items():
-                if tensor.numel() and float(tensor.abs().max()) > LARGEST_STEP:
+                if tensor.numel() and max(abs(bound.item()) for bound in torch.aminmax(tensor)) > LARGEST_STEP:
                     raise FedBTError(f"sent a delta of {name} of more than {LARGEST_STEP:g}: lower learning-rate")
             deltas |= decoded
         return deltas
