@@ -238,7 +238,8 @@ def _checked_labels(config: RunConfig, counts: dict[str, int]) -> dict[str, int]
     if len(counts) > MOST_LABELS or mostly_once or any(len(name) > LONGEST_LABEL for name in counts):
         tags, label = f"tags-column={config.tags_column}", f"label-column={config.label_column}"
         raise FedBTError(
-            f"{tags if config.task == 'ner' else label} has {len(counts)} different values, the longest of {max(map(len, counts))} characters: "
+            f"{tags if config.task == 'ner' else label} has {len(counts)} different values, the longest of "
+            f"{max(map(len, counts))} characters: "
             "that looks like text, which must not leave the site; name the column of the labels"
         )
     return counts
