@@ -93,7 +93,7 @@ def run(grid: Grid, config: RunConfig) -> dict[str, Any]:
         clients=clients,
         refused=[asdict(refusal) for refusal in strategy.roster.refusals],
         data=data.describe(config),
-        base_fingerprint=checkpoint.fingerprint,
+        base_fingerprint=checkpoint.fingerprint(config.task),
         labels=list(strategy.labels),
         model_dir=str(folder / "model"),
         config=config.values(),
@@ -120,8 +120,10 @@ def _measured_reference(config: RunConfig, checkpoint: Checkpoint) -> dict[str, 
     other = report.load(config.reference)
     if other["method"] != "full":
         raise FedBTError(f"reference {config.reference} has method {other['method']!r}, not 'full': name another")
-    base = {"model": config.model, "base_fingerprint": checkpoint.fingerprint, "data": data.describe(config)}
-    mine = {"task": config.task, **base, "rounds": [None] * config.num_rounds, "config": config.values()}
+    mine = {
+        **{"task": config.task, "model": config.model, "base_fingerprint": checkpoint.fingerprint(config.task)},
+        **{"data": data.describe(config), "rounds": [None] * config.num_rounds, "config": config.values()},
+    }
     if unlike := report.differences(other | mine, other):
         raise FedBTError(
             f"reference {config.reference} differs from this run in {', '.join(unlike)}: name a full run like it"

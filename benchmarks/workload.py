@@ -82,7 +82,7 @@ class Setting:
     def open_cache(self, folder: Path, rows: Sequence[Any]) -> PrefixCache | None:
         """Open the frozen-prefix cache as a client does: there is none in pre-training."""
         depth = 0 if self.task == "mlm" else frozen_prefix("fedbt", self.task, self.arch.depth, 0, ROUNDS)
-        base = f"{self.weights.checkpoint.fingerprint} bf16={self.bfloat16}" if depth else ""
+        base = f"{self.weights.checkpoint.fingerprint(self.task)} bf16={self.bfloat16}" if depth else ""
         return PrefixCache.open(folder, depth, rows, self.arch.hidden, base, budget=1 << 40)
 
 

@@ -82,6 +82,7 @@ class Checkpoint:
         self.folder, self.config = folder, read_config(folder)
         self.architecture = Architecture.from_config(self.config, str(folder))
         self._stored = {_canonical(name): name for name in self._weights.names}
+        self._fingerprints: dict[str, str] = {}
 
     @cached_property
     def _weights(self) -> "_Safetensors | _TorchFile":
@@ -106,20 +107,24 @@ class Checkpoint:
         names = self.config.get("id2label") or {}
         return tuple(names[index] for index in sorted(names, key=int))
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 over names, shapes and float32 values of embeddings and blocks, and what else they compute with."""
-        digest = hashlib.sha256()
-        for name, default in (("num_attention_heads", 12), ("hidden_act", "gelu"), ("layer_norm_eps", 1e-12)):
-            digest.update(f"{name}={self.config.get(name, default)}".encode())
-        encoder = self.architecture.embeddings()
-        for index in range(self.architecture.depth):
-            encoder |= self.architecture.block(index)
-        for name in sorted(encoder):
-            tensor = self.tensor(name)
-            digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().numpy().data)
-        return digest.hexdigest()
+    def fingerprint(self, task: str) -> str:
+        """SHA-256 over names, shapes and float32 values of all that a run of `task` starts from here.
+
+        That is the encoder, what of the task's head is stored, and what else the encoder computes with.
+        """
+        if task not in self._fingerprints:
+            digest = hashlib.sha256()
+            for name, default in (("num_attention_heads", 12), ("hidden_act", "gelu"), ("layer_norm_eps", 1e-12)):
+                digest.update(f"{name}={self.config.get(name, default)}".encode())
+            head = self.architecture.head(task, 1)
+            for name in sorted(self.architecture.model(task, 1)):
+                if name in head and name not in self:
+                    continue  # the server makes it
+                tensor = self.tensor(name)
+                digest.update(f"{name}{tuple(tensor.shape)}".encode())
+                digest.update(tensor.contiguous().numpy().data)
+            self._fingerprints[task] = digest.hexdigest()
+        return self._fingerprints[task]
 
     @property
     def file_id(self) -> str:

@@ -58,7 +58,7 @@ class Client:
         """Say what this site has and can: names and counts only."""
         return Capabilities(
             name=self.name,
-            fingerprint=self.checkpoint.fingerprint,
+            fingerprint=self.checkpoint.fingerprint(self.config.task),
             base=without_folders(self.config.model),
             examples=len(self._data.train),
             heldout=len(self._data.heldout),

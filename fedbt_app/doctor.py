@@ -78,7 +78,8 @@ def _model(config: RunConfig) -> str:
 
     checkpoint = Checkpoint(find_model(config.model))
     arch = checkpoint.architecture
-    return f"{config.model}: {arch.depth} blocks, hidden {arch.hidden}, fingerprint {checkpoint.fingerprint[:12]}"
+    fingerprint = checkpoint.fingerprint(config.task)[:12]
+    return f"{config.model}: {arch.depth} blocks, hidden {arch.hidden}, fingerprint {fingerprint}"
 
 
 def _data(config: RunConfig) -> str:

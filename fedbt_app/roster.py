@@ -110,7 +110,7 @@ class Roster:
             self.refuse(round_, f"node {node}", "did not answer the query in time")
 
     def _accept(self, node: int, capabilities: Capabilities, labels: tuple[str, ...], connected: set[int]) -> None:
-        mine = self._checkpoint.fingerprint
+        mine = self._checkpoint.fingerprint(self._config.task)
         if capabilities.fingerprint != mine:
             raise FedBTError(
                 f"{capabilities.name} starts from another base: its {capabilities.base!r} is "

@@ -117,7 +117,7 @@ class FedBT:
             lineage=self.lineage,
             labels=self.labels,
             nodes=self.nodes,
-            fingerprint=self.checkpoint.fingerprint,
+            fingerprint=self.checkpoint.fingerprint(self.config.task),
             initial=self.initial,
             outcome=self.outcome,
             refusals=self.roster.refusals,
@@ -125,10 +125,11 @@ class FedBT:
         )
 
     def _check_base(self, stopped: Progress) -> None:
-        if stopped.fingerprint != self.checkpoint.fingerprint:
+        mine = self.checkpoint.fingerprint(self.config.task)
+        if stopped.fingerprint != mine:
             raise FedBTError(
                 f"the stopped run started from another base: it was {stopped.fingerprint[:12]}, {self.config.model!r} "
-                f"is {self.checkpoint.fingerprint[:12]} now; put the same checkpoint there"
+                f"is {mine[:12]} now; put the same checkpoint there"
             )
 
     # -- a round ----------------------------------------------------------------------------------

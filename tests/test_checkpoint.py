@@ -83,7 +83,7 @@ def test_safetensors_win_over_a_bin_file(stored: Tensors, folder_of: Callable[..
 def test_a_lacking_tensor_is_named(stored: Tensors, folder_of: Callable[..., Path]) -> None:
     del stored["encoder.layer.1.output.dense.bias"]
     with pytest.raises(FedBTError, match=r"lacks tensor bert\.encoder\.layer\.1\.output\.dense\.bias"):
-        _ = Checkpoint(folder_of(stored)).fingerprint
+        Checkpoint(folder_of(stored)).fingerprint("ner")
 
 
 def test_label_names_come_in_the_order_of_their_ids(stored: Tensors, folder_of: Callable[..., Path]) -> None:
@@ -95,16 +95,25 @@ def test_label_names_come_in_the_order_of_their_ids(stored: Tensors, folder_of: 
 # Fingerprint --------------------------------------------------------------------------------------------------
 
 
-def test_the_fingerprint_is_that_of_the_weights_whatever_file_names_and_head(
+def test_the_fingerprint_is_that_of_the_weights_whatever_file_and_names(
     tiny_bert: Path, stored: Tensors, folder_of: Callable[..., Path]
 ) -> None:
-    wanted = Checkpoint(tiny_bert).fingerprint
-    no_head = {name: value for name, value in stored.items() if not name.startswith("pooler.")}
-    with_head = stored | {"classifier.weight": torch.ones(3, 32)}
+    wanted = Checkpoint(tiny_bert).fingerprint("classification")
     double = {name: value.double() for name, value in stored.items()}
-    assert Checkpoint(folder_of(stored, "pytorch_model.bin")).fingerprint == wanted
-    for same in (old_names(stored), no_head, with_head, double):
-        assert Checkpoint(folder_of(same)).fingerprint == wanted
+    assert Checkpoint(folder_of(stored, "pytorch_model.bin")).fingerprint("classification") == wanted
+    for same in (old_names(stored), double):
+        assert Checkpoint(folder_of(same)).fingerprint("classification") == wanted
+
+
+def test_a_head_counts_for_the_fingerprint_where_the_task_starts_from_it(
+    tiny_bert: Path, stored: Tensors, folder_of: Callable[..., Path]
+) -> None:
+    pooler = stored | {"pooler.dense.bias": stored["pooler.dense.bias"] + 1e-6}
+    no_pooler = {name: value for name, value in stored.items() if not name.startswith("pooler.")}
+    base, others = Checkpoint(tiny_bert), [Checkpoint(folder_of(tensors)) for tensors in (pooler, no_pooler)]
+    for other in others:
+        assert other.fingerprint("classification") != base.fingerprint("classification")
+        assert other.fingerprint("ner") == base.fingerprint("ner")
 
 
 @pytest.mark.parametrize("name", ["embeddings.word_embeddings.weight", "encoder.layer.3.output.LayerNorm.bias"])
@@ -112,14 +121,14 @@ def test_other_weights_have_another_fingerprint(
     name: str, tiny_bert: Path, stored: Tensors, folder_of: Callable[..., Path]
 ) -> None:
     stored[name].flatten()[0] += 1e-6
-    assert Checkpoint(folder_of(stored)).fingerprint != Checkpoint(tiny_bert).fingerprint
+    assert Checkpoint(folder_of(stored)).fingerprint("mlm") != Checkpoint(tiny_bert).fingerprint("mlm")
 
 
 @pytest.mark.parametrize("change", [{"layer_norm_eps": 1e-5}, {"num_attention_heads": 2}, {"hidden_act": "relu"}])
 def test_the_same_weights_that_compute_otherwise_have_another_fingerprint(
     change: dict[str, Any], tiny_bert: Path, stored: Tensors, folder_of: Callable[..., Path]
 ) -> None:
-    assert Checkpoint(folder_of(stored, **change)).fingerprint != Checkpoint(tiny_bert).fingerprint
+    assert Checkpoint(folder_of(stored, **change)).fingerprint("mlm") != Checkpoint(tiny_bert).fingerprint("mlm")
 
 
 def test_the_tokenizer_id_changes_with_the_vocabulary(

@@ -126,7 +126,7 @@ def test_model_card_has_base_data_method_rounds_and_costs(small: Settings, tiny_
     card = (Path(report["model_dir"]) / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-classification\n")
     for text in (
-        *(str(tiny_bert), Checkpoint(tiny_bert).fingerprint[:16], "local data", "train.jsonl"),
+        *(str(tiny_bert), Checkpoint(tiny_bert).fingerprint("classification")[:16], "local data", "train.jsonl"),
         *("`head`", "2 rounds", "seed 5", "2 clients"),
         f"{report['cost']['uplink_bytes'] / 1e6:.1f} MB up",
         f"| accuracy | {report['initial']['accuracy']:.4f} | {report['final']['accuracy']:.4f} |",
@@ -181,7 +181,9 @@ def test_further_pretrained_model_is_the_base_of_a_classification_run(small: Set
     first = run(small(task="mlm", method="full", output_dir=str(tmp_path / "first")))
     second = run(small(task="classification", model=first["model_dir"], output_dir=str(tmp_path / "second")))
     assert second["refused"] == []
-    assert second["base_fingerprint"] == Checkpoint(Path(first["model_dir"])).fingerprint != first["base_fingerprint"]
+    between = Checkpoint(Path(first["model_dir"]))
+    assert second["base_fingerprint"] == between.fingerprint("classification")
+    assert first["base_fingerprint"] != between.fingerprint("mlm")
     pretrained = load_file(Path(first["model_dir"]) / "model.safetensors")
     tuned = load_file(Path(second["model_dir"]) / "model.safetensors")
     shallow, deep = (f"bert.encoder.layer.{index}.output.dense.weight" for index in (0, 3))

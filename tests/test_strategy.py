@@ -454,7 +454,7 @@ def test_client_with_another_base_is_refused_by_both_fingerprints_and_names_and_
     (refusal,) = run.refusals
     for folder in (other, tiny_bert):
         assert folder.name in refusal.reason
-        assert Checkpoint(folder).fingerprint[:12] in refusal.reason
+        assert Checkpoint(folder).fingerprint("classification")[:12] in refusal.reason
     assert "client-2" in refusal.reason
     assert run.outcome.rounds[0].clients == 2
 
