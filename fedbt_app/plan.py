@@ -93,7 +93,7 @@ def resolved(schedule: str, task: str, depth: int) -> str:
     Up to SHALLOW blocks AUTO is what our measurements chose for the task by score and cost (docs/results.md), above it
     the published order: the paper measured on 12 blocks.
     """
-    if task == "ner" and _by_our_measurement(schedule, depth):
+    if task != "mlm" and _by_our_measurement(schedule, depth):
         return f"0,{(depth - 1) // 2},-1"
     return PAPER if schedule == AUTO else schedule
 
