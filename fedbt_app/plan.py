@@ -93,7 +93,9 @@ def resolved(schedule: str, task: str, depth: int) -> str:
     Up to SHALLOW blocks AUTO is what our measurements chose for the task by score and cost (docs/results.md), above it
     the published order: the paper measured on 12 blocks.
     """
-    if task != "mlm" and _by_our_measurement(schedule, depth):
+    if _by_our_measurement(schedule, depth) and task == "classification":
+        return ",".join(map(str, range(depth // 2, depth)))
+    if _by_our_measurement(schedule, depth) and task == "ner":
         return f"0,{(depth - 1) // 2},-1"
     return PAPER if schedule == AUTO else schedule
 

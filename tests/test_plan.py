@@ -203,7 +203,7 @@ def test_the_published_schedule_is_what_paper_names() -> None:
     [
         *(("mlm", 6, "paper", 6), ("mlm", 1, "paper", 1), ("mlm", 12, "paper", 6)),
         *(("ner", 6, "0,2,5", 6), ("ner", 2, "0,1", 2), ("ner", 1, "0", 1), ("ner", 12, "paper", 12)),
-        *(("classification", 6, "0,2,5", 6), ("classification", 12, "paper", 12)),
+        *(("classification", 6, "3,4,5", 6), ("classification", 1, "0", 1), ("classification", 12, "paper", 12)),
     ],
 )
 def test_the_default_is_what_measured_best_for_the_task_and_the_depth(
