@@ -13,19 +13,11 @@ from fedbt_app.costs import Outcome
 from fedbt_app.errors import FedBTError
 from fedbt_app.exchange import Exchange
 from fedbt_app.local_model import Weights
-from fedbt_app.messages import (
-    FAILED,
-    LACKING,
-    Reply,
-    Request,
-    Sync,
-    read_reply,
-    request_record,
-    serialised_bytes,
-)
+from fedbt_app.messages import FAILED, LACKING, Reply, Request, Sync, read_reply, request_record
 from fedbt_app.plan import RoundPlan
 from fedbt_app.pool import Tensors
 from fedbt_app.predict import full_model_bytes
+from fedbt_app.records import serialised_bytes
 from fedbt_app.roster import Participant, Roster
 from fedbt_app.state import GlobalState
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedbt_app.messages import serialised_bytes
+from fedbt_app.records import serialised_bytes
 
 POLL_SECONDS = 0.25
 

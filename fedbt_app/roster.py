@@ -14,8 +14,9 @@ from fedbt_app.costs import Ledger
 from fedbt_app.errors import FedBTError
 from fedbt_app.events import LeftOut
 from fedbt_app.exchange import Exchange
-from fedbt_app.messages import Capabilities, Request, Sync, read_capabilities, request_record, serialised_bytes
+from fedbt_app.messages import Capabilities, Request, Sync, read_capabilities, request_record
 from fedbt_app.pool import PartState
+from fedbt_app.records import serialised_bytes
 
 log = logging.getLogger("flwr")
 NODE_POLL_SECONDS = 1.0

@@ -17,7 +17,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__i
 LAYERS = [
     {"errors", "packing", "events"},
     {"config", "blocks", "codec", "costs", "embedded", "pool", "tasks", "device", "live"},
-    {"checkpoint", "partition", "plan", "plots", "sources", "launch", "formats", "scalars"},
+    {"checkpoint", "partition", "plan", "plots", "records", "sources", "launch", "formats", "scalars"},
     {"tokenised", "predict", "state", "local_model", "page"},
     {"data", "forward", "messages", "preview", "export", "report"},
     {"prefix", "exchange", "comparison"},
@@ -28,7 +28,7 @@ LAYERS = [
     {"cli"},
 ]
 ALLOWED = {
-    "flwr": {"messages", "strategy", "roster", "exchange", "dialogue"},
+    "flwr": {"messages", "records", "strategy", "roster", "exchange", "dialogue"},
     "transformers": {"local_model", "checkpoint", "export", "tasks", "data", "sources", "tokenised"},
     "peft": {"local_model"},
     "datasets": {"data", "sources", "tokenised"},

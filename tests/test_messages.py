@@ -33,10 +33,10 @@ from fedbt_app.messages import (
     refusal_message,
     reply_message,
     request_record,
-    serialised_bytes,
 )
 from fedbt_app.plan import RoundPlan
 from fedbt_app.pool import PartState
+from fedbt_app.records import serialised_bytes
 from fedbt_app.state import DELTA, VALUE, Update
 
 LINEAGE = "0123456789abcdef" * 2

@@ -16,7 +16,7 @@ import server_app
 from fedbt_app import snapshot as snapshot_module
 from fedbt_app.config import RunConfig
 from fedbt_app.errors import FedBTError
-from fedbt_app.messages import serialised_bytes
+from fedbt_app.records import serialised_bytes
 from fedbt_app.snapshot import FOLDER, INDEX, Snapshot
 
 Values = dict[str, Any]

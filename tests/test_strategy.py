@@ -25,9 +25,10 @@ from fedbt_app.codec import decode
 from fedbt_app.config import METHODS, TASKS, RunConfig
 from fedbt_app.errors import FedBTError
 from fedbt_app.local_model import LocalModel, Weights, model_spec, new_tensors
-from fedbt_app.messages import read_reply, read_request, serialised_bytes
+from fedbt_app.messages import read_reply, read_request
 from fedbt_app.plan import RoundPlan
 from fedbt_app.pool import ParameterPool
+from fedbt_app.records import serialised_bytes
 from fedbt_app.snapshot import Progress
 from fedbt_app.strategy import FedBT
 from fedbt_app.tasks import Collator, special_tokens
