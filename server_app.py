@@ -121,8 +121,12 @@ def _measured_reference(config: RunConfig, checkpoint: Checkpoint) -> dict[str, 
     if other["method"] != "full":
         raise FedBTError(f"reference {config.reference} has method {other['method']!r}, not 'full': name another")
     mine = {
-        **{"task": config.task, "model": config.model, "base_fingerprint": checkpoint.fingerprint(config.task)},
-        **{"data": data.describe(config), "rounds": [None] * config.num_rounds, "config": config.values()},
+        "task": config.task,
+        "model": config.model,
+        "base_fingerprint": checkpoint.fingerprint(config.task),
+        "data": data.describe(config),
+        "rounds": [None] * config.num_rounds,
+        "config": config.values(),
     }
     if unlike := report.differences(other | mine, other):
         raise FedBTError(
