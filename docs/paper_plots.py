@@ -1,17 +1,27 @@
 """Score against cost: what a user decides by. The methods round by round, and the plans as they ended."""
 
-from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paper_statistics import METRICS, REFERENCE, Cell, Line, cell_of, cells_of, name_of
+from paper_statistics import (
+    METRICS,
+    REFERENCE,
+    Cell,
+    Cost,
+    Line,
+    cell_of,
+    cells_of,
+    megabytes,
+    name_of,
+    spent_of,
+    tflop,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Cost = Callable[[float, float, float], float]  # of FLOPs, bytes up and bytes down
 COLOURS = ("#D55E00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#6B6B6B", "#000000", "#8C564B", "#9ACD32")
 MARKERS = "os^vDPX*<>"
 
@@ -57,7 +67,7 @@ def _figure(lines: list[Line], cells: list[Cell], dataset: str, path: Path) -> N
         }
         style |= {"linewidth": 2.4 if line["method"] in ("FedBT", REFERENCE[0]) else 1.4, "markersize": 4.5}
         scores = [scale * point[-1] for point in line["curve"]]
-        for axes, cost in ((compute, _tflop), (traffic, _megabytes)):
+        for axes, cost in ((compute, tflop), (traffic, megabytes)):
             axes.plot([cost(*point[1:4]) for point in line["curve"]], scores, **style)
     label = METRICS[metric]
     compute.set_ylabel(f"{label} on held-out text" if metric == "loss" else f"{label} on the test set (%)")
@@ -72,45 +82,32 @@ def _plans(lines: list[Line], dataset: str, path: Path) -> None:
     same_base = [line for line in lines if "model" not in line["settings"]]
     curves = [line for line in same_base if line["method"] == REFERENCE[0]]
     ours = sorted((line for line in same_base if line["method"] == "FedBT"), key=lambda line: line["train_flops"])
-    costs = (_tflop, _megabytes)
+    costs = (tflop, megabytes)
     best = [line for line in ours if any(_unbeaten(line, ours, cost) for cost in costs)]
     for axes, cost in zip(axes_of, costs, strict=True):
         for line, dashes in zip(curves, cycle(("-", "--", ":", "-.")), strict=False):
             points = [(cost(*point[1:4]), 100 * point[-1]) for point in line["curve"]]
             axes.plot(*zip(*points, strict=True), dashes, color=COLOURS[0], label=f"{name_of(cell_of(line))}, by round")
-        others = [(_spent(line, cost), 100 * line["value"]) for line in ours if line not in best]
+        others = [(cost(*spent_of(line)), 100 * line["value"]) for line in ours if line not in best]
         if others:
             axes.scatter(*zip(*others, strict=True), color="#B0B0B0", s=22, label="FedBT, the other plans", zorder=3)
         for number, line in enumerate(best, 1):
             style = {"color": COLOURS[1], "marker": f"${number}$", "s": 60 if number < 10 else 110, "zorder": 4}
-            axes.scatter(_spent(line, cost), 100 * line["value"], label=f"FedBT, {line['variant']}", **style)
+            axes.scatter(cost(*spent_of(line)), 100 * line["value"], label=f"FedBT, {line['variant']}", **style)
     axes_of[0].set_ylabel(f"{METRICS[lines[0]['metric']]} on validation text (%)")
     _finish(axes_of[0], "Client compute (TFLOP, all clients)")
     _finish(axes_of[1], "Bytes (MB, up and down, all clients)")
     _save(figure, f"{dataset}: what the plans reached, by what they cost (one seed)", path)
 
 
-def _spent(line: Line, cost: Cost) -> float:
-    return cost(*(line[name] for name in COSTS))
-
-
 def _unbeaten(line: Line, others: list[Line], cost: Cost) -> bool:
     """Say whether no plan that costs as much or less scores better, nor a cheaper one as well."""
-    spent, score = _spent(line, cost), line["value"]
-    rivals = [(_spent(other, cost), other["value"]) for other in others]
+    spent, score = cost(*spent_of(line)), line["value"]
+    rivals = [(cost(*spent_of(other)), other["value"]) for other in others]
     return all(value <= score if other >= spent else value < score for other, value in rivals if other <= NEAR * spent)
 
 
 NEAR = 1.02  # costs that differ by less count as equal
-COSTS = ("train_flops", "uplink_bytes", "downlink_bytes")
-
-
-def _tflop(flops: float, up: float, down: float) -> float:
-    return flops / 1e12
-
-
-def _megabytes(flops: float, up: float, down: float) -> float:
-    return (up + down) / 1e6
 
 
 def _canvas() -> "tuple[Figure, Any]":

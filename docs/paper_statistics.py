@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +10,7 @@ from scipy import stats
 
 Line = dict[str, Any]
 Cell = tuple[str, str]  # method, variant
+Cost = Callable[[float, float, float], float]  # of FLOPs, bytes up and bytes down
 
 REFERENCE: Cell = ("BERT-FL", "")
 BASE: Cell = ("base", "")  # not pre-trained further
@@ -110,22 +111,25 @@ def loss_ratio_text(own: list[Line], losses: dict[Cell, list[Line]]) -> str:
     return _with_seeds(f"{100 * statistics.mean(ratios):.1f} %", [f"{100 * ratio:.1f}" for ratio in ratios])
 
 
-def equal_flops_text(own: list[Line], losses: dict[Cell, list[Line]]) -> str:
-    """Return BERT-FL's mean score when its clients had spent what these did, between rounds by a straight line."""
-    by_seed = {line["seed"]: line for line in losses.get(REFERENCE, [])}
-    found = []
-    for line in own:
-        if line["seed"] in by_seed:
-            full = by_seed[line["seed"]]
-            points = [(0, full["initial"]), *((point[1], point[-1]) for point in full["curve"])]
-            found.append(_between(points, line["train_flops"]))
-    return score_text(own[0]["metric"], statistics.mean(found)) if found else ""
+def equal_cost_texts(own: list[Line], cells: dict[Cell, list[Line]]) -> list[str]:
+    """Return BERT-FL's mean score when it had spent as many FLOPs as these, and when it had sent as many bytes.
+
+    Between rounds by a straight line.
+    """
+    by_seed = {line["seed"]: line for line in cells.get(REFERENCE, [])}
+    pairs = [(line, by_seed[line["seed"]]) for line in own if line["seed"] in by_seed]
+    if not pairs:
+        return ["", ""]
+    found = [[_score_at(full, cost, cost(*spent_of(line))) for line, full in pairs] for cost in (tflop, megabytes)]
+    return [score_text(own[0]["metric"], statistics.mean(scores)) for scores in found]
 
 
-def _between(points: list[tuple[float, float]], at: float) -> float:
+def _score_at(line: Line, cost: Cost, spent: float) -> float:
+    """Return the score when the run had spent this much, the last one if it never did."""
+    points = [(0.0, line["initial"]), *((cost(*point[1:4]), point[-1]) for point in line["curve"])]
     for (x, y), (next_x, next_y) in pairwise(points):
-        if at <= next_x:
-            return y + (next_y - y) * (at - x) / (next_x - x)
+        if spent <= next_x:
+            return y + (next_y - y) * (spent - x) / (next_x - x)
     return points[-1][1]
 
 
@@ -138,6 +142,21 @@ _SHARES = (
 )
 
 NO_SHARES = [""] * len(_SHARES)
+
+
+def spent_of(line: Line) -> tuple[float, float, float]:
+    """Return what the whole run spent: FLOPs, bytes up, bytes down."""
+    return line["train_flops"], line["uplink_bytes"], line["downlink_bytes"]
+
+
+def tflop(flops: float, up: float, down: float) -> float:
+    """Return the compute in TFLOP."""
+    return flops / 1e12
+
+
+def megabytes(flops: float, up: float, down: float) -> float:
+    """Return the bytes both ways in MB."""
+    return (up + down) / 1e6
 
 
 def costs_of(own: list[Line], cells: dict[Cell, list[Line]]) -> list[str]:

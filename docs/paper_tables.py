@@ -14,17 +14,20 @@ from paper_statistics import (
     cell_of,
     cells_of,
     costs_of,
-    equal_flops_text,
+    equal_cost_texts,
     loss_ratio_text,
     mean_share,
+    megabytes,
     name_of,
     paired_differences,
     points_text,
     score_text,
     shares_of,
     shares_text,
+    spent_of,
     spread_text,
     tests_against_reference,
+    tflop,
     title_of,
 )
 
@@ -145,31 +148,37 @@ def pretraining(lines: list[Line]) -> str:
         if cell == BASE:
             loss = f"{statistics.mean(line['initial'] for line in losses[REFERENCE]):.4f}"
         of_cell = losses.get(cell, [])
-        row = [name_of(cell), loss, loss_ratio_text(of_cell, losses), equal_flops_text(of_cell, losses)]
+        row = [name_of(cell), loss, loss_ratio_text(of_cell, losses), *equal_cost_texts(of_cell, losses)]
         for cells in scores.values():
             differences = [] if cell == BASE else paired_differences(cells.get(cell, []), cells.get(BASE, []))
             row += [spread_text(cells.get(cell, [])), points_text(differences)]
         rows.append([*row, *costs_of(of_cell, losses)])
     titles = "".join(f"{title_of(after, dataset)} | points to base (seeds) | " for dataset in datasets)
-    loss_titles = f"{title_of(own, own[0]['dataset'])} | of BERT-FL's (seeds) | BERT-FL's at these FLOPs"
+    loss_titles = (
+        f"{title_of(own, own[0]['dataset'])} | of BERT-FL's (seeds) | BERT-FL's at these FLOPs | at these bytes"
+    )
     return table(f"| method | {loss_titles} | {titles}{COSTS} |", rows)
 
 
 def plans(lines: list[Line]) -> str:
     """Return a table for each data set: each plan's score and costs, BERT-FL's first, then from few FLOPs to many.
 
-    The last column is what BERT-FL had reached at a plan's FLOPs.
+    The last columns are what BERT-FL had reached at a plan's FLOPs and at its bytes.
     """
     made = []
     for dataset in dict.fromkeys(line["dataset"] for line in lines):
         cells = cells_of(line for line in lines if line["dataset"] == dataset)
         rows = []
-        spent = {cell: statistics.mean(line["train_flops"] for line in own) for cell, own in cells.items()}
+        spent = {
+            cell: [statistics.mean(cost(*spent_of(line)) for line in own) for cost in (tflop, megabytes)]
+            for cell, own in cells.items()
+        }
         for cell, own in sorted(cells.items(), key=lambda item: (item[0][0], spent[item[0]])):
-            flops = spent[cell] / 1e12
-            sent = statistics.mean(line["uplink_bytes"] + line["downlink_bytes"] for line in own) / 1e6
-            rows.append([name_of(cell), spread_text(own), f"{flops:.1f}", f"{sent:,.0f}", equal_flops_text(own, cells)])
-        head = f"| plan | {title_of(lines, dataset)} | TFLOP of all clients | MB both ways | BERT-FL at these FLOPs |"
+            flops, traffic = spent[cell]
+            at_equal_cost = equal_cost_texts(own, cells)
+            rows.append([name_of(cell), spread_text(own), f"{flops:.1f}", f"{traffic:,.0f}", *at_equal_cost])
+        costs = "TFLOP of all clients | MB both ways | BERT-FL at these FLOPs | at these bytes"
+        head = f"| plan | {title_of(lines, dataset)} | {costs} |"
         made.append(table(head, rows))
     return "\n\n".join(made)
 
@@ -198,7 +207,7 @@ def cost_to_target(lines: list[Line]) -> str:
             reached = next((point for point in line["curve"] if point[-1] >= goal), None)
             spent = ["not reached"] * 3
             if reached:
-                spent = [str(reached[0]), f"{reached[1] / 1e12:.1f}", f"{(reached[2] + reached[3]) / 1e6:,.1f}"]
+                spent = [str(reached[0]), f"{tflop(*reached[1:4]):.1f}", f"{megabytes(*reached[1:4]):,.1f}"]
             rows.append([f"{title_of(lines, dataset)} ≥ {score_text(line['metric'], goal)}", name_of(cell), *spent])
     return table("| goal | method | rounds | TFLOP of all clients | MB both ways |", rows)
 

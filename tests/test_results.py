@@ -158,20 +158,22 @@ def test_the_main_table_leaves_out_what_was_tried_on_one_of_its_data_sets() -> N
     assert "tried" in paper_tables.main_table([line(variant="tried")])
 
 
-def test_the_loss_of_full_training_at_equal_flops_lies_on_its_curve() -> None:
-    curve = [[1, 100, 0, 0, 4.0], [2, 200, 0, 0, 3.0]]
+def test_the_loss_of_full_training_at_equal_cost_lies_on_its_curve() -> None:
+    curve = [[1, 100, 30, 10, 4.0], [2, 200, 60, 20, 3.0]]
     full = line("BERT-FL", 3.0, metric="loss", initial=5.0, curve=curve, train_flops=200)
-    half = line("FedBT", 3.3, metric="loss", train_flops=150)
-    assert "3.5000" in row(paper_tables.pretraining([full, half]), "FedBT")
-    assert "4.5000" in row(paper_tables.pretraining([full, {**half, "train_flops": 50}]), "FedBT")
+    ours = line("FedBT", 3.3, metric="loss", train_flops=150, uplink_bytes=15, downlink_bytes=5)
+    assert row(paper_tables.pretraining([full, ours]), "FedBT")[3:5] == ["3.5000", "4.5000"]
+    much = {**ours, "train_flops": 50, "uplink_bytes": 900}
+    assert row(paper_tables.pretraining([full, much]), "FedBT")[3:5] == ["4.5000", "3.0000"]
+    assert row(paper_tables.plans([full, ours]), "FedBT")[-2:] == ["3.5000", "4.5000"]
 
 
 def test_what_further_pre_training_is_worth_is_told_against_the_base_seed_by_seed() -> None:
     loss = line("BERT-FL", 3.0, metric="loss", dataset="text", initial=5.0, curve=[])
     base = [line("base", 0.5, seed=1), line("base", 0.9, seed=2)]
     made = paper_tables.pretraining([loss, *base, line("FedBT", 0.92, seed=2)])
-    assert row(made, "base")[1:6] == ["5.0000", "", "", "70.00 % ± 28.28 (2)", ""]
-    assert row(made, "FedBT")[1:6] == ["", "", "", "92.00 % (1)", "+2.00"]
+    assert row(made, "base")[1:7] == ["5.0000", "", "", "", "70.00 % ± 28.28 (2)", ""]
+    assert row(made, "FedBT")[1:7] == ["", "", "", "", "92.00 % (1)", "+2.00"]
 
 
 # Cells --------------------------------------------------------------------------------------------------------
