@@ -1,9 +1,9 @@
 """The cells of the paper's tables: from declarative files to runs, and finished ones as JSON lines.
 
-A file in benchmarks/paper/ is one table. `[settings]` hold for all of its cells, `[datasets.NAME]` and `[[cells]]` add
-their own; a cell is one (method, variant), run for each data set (or those that it names) and seed. `grid` makes a
-variant of each entry; `tuned-by` names the table whose best entry for that method gives a cell the settings to tune.
-`[[downstream]]` are runs on the model that a cell has made.
+A file in benchmarks/paper/ is one table. `[settings]` hold for all of its cells, `[datasets.NAME]` and `[[cells]]`
+add their own; a cell is one (method, variant), run for each data set (or those that it names) and seed. `grid`, a
+cell's or the table's, makes a variant of it with each entry; `tuned-by` names the table whose best entry for that
+method gives a cell the settings to tune. `[[downstream]]` are runs on the model that a cell has made.
 """
 
 import fcntl
@@ -139,9 +139,11 @@ def read_table(
     jobs = []
     for cell in table["cells"]:
         datasets = cell.get("datasets", table["datasets"])
-        tries = itertools.product(datasets, cell.get("grid", [{}]), cell.get("seeds", table["seeds"]))
+        names = [cell["variant"]] if "variant" in cell else []
+        grid = cell.get("grid", table.get("grid", [{}]))
+        tries = itertools.product(datasets, grid, cell.get("seeds", table["seeds"]))
         for dataset, entry, seed in tries:
-            variant = ", ".join(f"{key}={value}" for key, value in entry.items()) or cell.get("variant", "")
+            variant = ", ".join([*names, *(f"{key}={value}" for key, value in entry.items())])
             key = (path.stem, dataset, cell["method"], variant, seed)
             about = dict(zip(KEY, map(str, key), strict=True))
             if all(about[name] in values for name, values in only.items()):

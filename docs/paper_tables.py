@@ -184,15 +184,18 @@ def plans(lines: list[Line]) -> str:
 
 
 def skew(lines: list[Line]) -> str:
-    """Return a row for each split of the rows over clients: BERT-FL's score, FedBT's, and the difference."""
+    """Return a row for each split of the rows over clients and each plan: BERT-FL's score, FedBT's, the difference."""
     rows = []
-    for dataset, variant in dict.fromkeys((line["dataset"], line["variant"]) for line in lines):
-        own = [line for line in lines if (line["dataset"], line["variant"]) == (dataset, variant)]
-        full, ours = ([line for line in own if line["method"] == method] for method in ("BERT-FL", "FedBT"))
-        differences = paired_differences(ours, full)
-        split = variant.replace("partitioner=", "").replace("partition-weights=", "").replace("dirichlet-", "")
-        rows.append([title_of(lines, dataset), split, spread_text(full), spread_text(ours), points_text(differences)])
-    return table("| data | split | BERT-FL | FedBT | points to BERT-FL (seeds) |", rows)
+    for dataset, variant in dict.fromkeys(
+        (line["dataset"], line["variant"]) for line in lines if line["method"] == "FedBT"
+    ):
+        own = cells_of(line for line in lines if line["dataset"] == dataset)
+        plan, split = variant.split(", ", 1)
+        full, ours = own.get((REFERENCE[0], split), []), own["FedBT", variant]
+        named = split.replace("partitioner=", "").replace("partition-weights=", "").replace("dirichlet-", "")
+        points = points_text(paired_differences(ours, full))
+        rows.append([title_of(lines, dataset), named, spread_text(full), plan, spread_text(ours), points])
+    return table("| data | split | BERT-FL | FedBT trains | FedBT | points to BERT-FL (seeds) |", rows)
 
 
 def cost_to_target(lines: list[Line]) -> str:

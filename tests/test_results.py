@@ -176,6 +176,19 @@ def test_what_further_pre_training_is_worth_is_told_against_the_base_seed_by_see
     assert row(made, "FedBT")[1:7] == ["", "", "", "", "92.00 % (1)", "+2.00"]
 
 
+def test_each_plan_on_a_split_is_told_against_full_training_on_the_same_split() -> None:
+    splits = ("partitioner=dirichlet, dirichlet-alpha=0.1", "partitioner=size-skewed, partition-weights=1,3")
+    full = [line("BERT-FL", value, variant=split) for split, value in zip(splits, (0.5, 0.6), strict=True)]
+    ours = [line("FedBT", 0.7, variant=f"{plan}, {split}") for plan in ("paper", "own") for split in splits]
+    made = paper_tables.skew([*full, *ours])
+    rows = [[cell.strip() for cell in text.strip("|").split("|")][1:] for text in made.splitlines()[2:]]
+    assert rows[:2] == [
+        ["dirichlet, alpha=0.1", "50.00 % (1)", "paper", "70.00 % (1)", "+20.00"],
+        ["size-skewed, 1,3", "60.00 % (1)", "paper", "70.00 % (1)", "+10.00"],
+    ]
+    assert [cells[2] for cells in rows] == ["paper", "paper", "own", "own"]
+
+
 # Cells --------------------------------------------------------------------------------------------------------
 
 
