@@ -186,9 +186,8 @@ def plans(lines: list[Line]) -> str:
 def skew(lines: list[Line]) -> str:
     """Return a row for each split of the rows over clients and each plan: BERT-FL's score, FedBT's, the difference."""
     rows = []
-    for dataset, variant in dict.fromkeys(
-        (line["dataset"], line["variant"]) for line in lines if line["method"] == "FedBT"
-    ):
+    fedbt = [line for line in lines if line["method"] == "FedBT"]
+    for dataset, variant in dict.fromkeys((line["dataset"], line["variant"]) for line in fedbt):
         own = cells_of(line for line in lines if line["dataset"] == dataset)
         plan, split = variant.split(", ", 1)
         full, ours = own.get((REFERENCE[0], split), []), own["FedBT", variant]
