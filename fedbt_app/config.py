@@ -127,7 +127,7 @@ class RunConfig:
         ("final", "every"),
     )
     precision: str = key(
-        "Matrix products in bfloat16 or float32; `auto` takes bfloat16 where the hardware has it.",
+        "Matrix products in bfloat16 or float32; `auto` takes bfloat16 where the hardware is faster at it.",
         ("auto", "float32", "bf16"),
     )
     prefix_cache_gb: float = key(

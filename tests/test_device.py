@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedbt_app.device import pick_device
+from fedbt_app.device import pick_device, use_bfloat16
 from fedbt_app.errors import FedBTError
 
 
@@ -29,3 +29,22 @@ def test_a_numbered_gpu_is_there_and_its_driver_started(monkeypatch: pytest.Monk
     assert started == [True]
     with pytest.raises(FedBTError, match="device=cuda:2 but the GPUs here are 0 to 1"):
         pick_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("cpu", "faster"),
+    [
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False}, True),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, True),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": False, "amx_bf16": False}, False),
+        ({}, False),
+    ],
+)
+def test_bfloat16_is_taken_where_the_processor_is_faster_at_it(
+    cpu: dict[str, object], faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
+    assert use_bfloat16("auto", torch.device("cpu")) is faster
+    assert use_bfloat16("bf16", torch.device("cpu"))
+    assert not use_bfloat16("float32", torch.device("cpu"))
