@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 
 COLOURS = ("#D55E00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#6B6B6B", "#000000", "#8C564B", "#9ACD32")
 MARKERS = "os^vDPX*<>"
+CURVES = (("finetune",), ("pretrain", "plan-pretrain"))  # tables that share a picture for each data set
+ABLATIONS = ("all local parameters", "without progressive schedule", "without mapping", "without sampling")
 
 
 def draw(lines: list[Line], folder: Path) -> list[Path]:
     """Draw results-NAME.png for each data set of the fine-tuning and pre-training tables that has curves."""
     drawn = []
-    for tables in (("finetune",), ("pretrain", "plan-pretrain")):
+    for tables in CURVES:
         of_tables = [line for line in lines if line["table"] in tables and len(line["curve"]) > 1]
-        cells = _shown(of_tables)
+        cells = shown(of_tables)
         curves = [line for line in of_tables if line["seed"] == 1 and cell_of(line) in cells]
         for dataset in dict.fromkeys(line["dataset"] for line in curves):
             own = [line for line in curves if line["dataset"] == dataset]
@@ -44,12 +46,13 @@ def draw(lines: list[Line], folder: Path) -> list[Path]:
     return drawn
 
 
-def _shown(lines: list[Line]) -> list[Cell]:
+def shown(lines: list[Line]) -> list[Cell]:
     """Return the cells that all pictures of these lines show, each always in its own colour.
 
-    Where there are more than colours they show those with most seeds.
+    Ablations, which nobody would choose, stay in the tables. Where there are more than colours they show those with
+    most seeds.
     """
-    cells = cells_of(lines)
+    cells = cells_of(line for line in lines if line["variant"] not in ABLATIONS)
     most = max(map(len, cells.values()), default=0)
     return [cell for cell, own in cells.items() if len(cells) <= len(COLOURS) or len(own) == most]
 

@@ -28,6 +28,7 @@ import cells  # noqa: E402
 import make_results  # noqa: E402
 import marks  # noqa: E402
 import paper  # noqa: E402
+import paper_plots  # noqa: E402
 import paper_tables  # noqa: E402
 import students  # noqa: E402
 
@@ -106,6 +107,13 @@ def test_figures_of_the_prose_stand_in_the_tables() -> None:
 def test_a_figure_of_the_prose_that_no_table_has_is_noticed() -> None:
     table = "| BERT-FL | 1,066.46 % | -0.65 (-2.2, +0.9) | 98.1 % |"
     assert not_in_the_tables("66.5, -0.6, +0.8, -2.2 and 1.9 % below, `0.1`", table) == ["66.5", "+0.8"]
+
+
+@pytest.mark.parametrize("tables", paper_plots.CURVES, ids=lambda tables: tables[0])
+def test_every_curve_of_a_picture_has_a_colour_of_its_own(tables: tuple[str, ...]) -> None:
+    lines = [json.loads(text) for text in (make_results.RESULTS / "paper.jsonl").read_text().splitlines()]
+    cells = paper_plots.shown([line for line in lines if line["table"] in tables and len(line["curve"]) > 1])
+    assert 5 < len(cells) <= min(len(paper_plots.COLOURS), len(paper_plots.MARKERS))
 
 
 # Statistics ---------------------------------------------------------------------------------------------------
