@@ -20,6 +20,7 @@ from typing import Any
 from tables import cpu
 
 from fedbt_app.config import defaults
+from fedbt_app.device import pick_device, use_bfloat16
 from fedbt_app.errors import FedBTError
 from fedbt_app.tasks import PRIMARY_METRIC
 
@@ -200,6 +201,7 @@ def line_of(job: Job, stage: Stage, values: Mapping[str, Any], report: Mapping[s
         sums = {name: sums[name] + entry[name] for name in names}
         if metric in entry["metrics"]:
             curve.append([entry["round"], *sums.values(), entry["metrics"][metric]])
+    run = defaults() | dict(values)
     tried = {name.split("=")[0] for name in job.variant.split(", ") if "=" in name}
     return {
         **dict(zip(KEY, (job.table, stage.dataset, job.method, job.variant, job.seed), strict=True)),
@@ -213,6 +215,7 @@ def line_of(job: Job, stage: Stage, values: Mapping[str, Any], report: Mapping[s
         "wall_seconds": round(seconds, 1),
         "clients": stage.clients,
         "cpu": cpu(),
+        "bfloat16": use_bfloat16(run["precision"], pick_device(run["device"])),
         "settings": not_default(values),
         "tried": {name: value for name, value in values.items() if name in tried},
     }

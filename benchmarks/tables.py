@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-from fedbt_app.device import use_bfloat16
-
 Row = dict[str, Any]
 KEYS = ("arch", "task", "method", "local_depth", "length", "precision")  # what a row is about
 
@@ -27,7 +25,8 @@ def cpu() -> str:
     except OSError:
         names = []
     name = names[0].strip() if names else platform.processor()
-    formats = ", bfloat16" if use_bfloat16("auto", torch.device("cpu")) else ""
+    able = torch.cpu.get_capabilities()  # whether or not the app takes it for the faster one
+    formats = ", bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else ""
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}{formats}"
 
 
