@@ -7,9 +7,9 @@ from collections.abc import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedbt_app.client import Client
+from fedbt_app.client.client import Client
 from fedbt_app.errors import FedBTError, without_folders
-from fedbt_app.messages import capabilities_message, read_request, refusal_message, reply_message
+from fedbt_app.wire.messages import capabilities_message, read_request, refusal_message, reply_message
 
 app = ClientApp()
 

@@ -9,17 +9,19 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedbt_app import data, report, scalars, train
-from fedbt_app.checkpoint import Checkpoint, find_model
 from fedbt_app.config import NO_DATA, RunConfig
-from fedbt_app.costs import Outcome, RoundEntry
-from fedbt_app.device import pick_device, use_bfloat16
+from fedbt_app.costs.ledger import Outcome, RoundEntry
+from fedbt_app.data import examples
 from fedbt_app.errors import FedBTError
-from fedbt_app.export import export, model_card
-from fedbt_app.local_model import build, whole_plan
-from fedbt_app.snapshot import Snapshot
-from fedbt_app.strategy import FedBT
-from fedbt_app.tasks import Collator, majority_score, special_tokens
+from fedbt_app.model.checkpoint import Checkpoint, find_model
+from fedbt_app.model.device import pick_device, use_bfloat16
+from fedbt_app.model.local_model import build, whole_plan
+from fedbt_app.report import report, tracking
+from fedbt_app.report.export import export, model_card
+from fedbt_app.server.snapshot import Snapshot
+from fedbt_app.server.strategy import FedBT
+from fedbt_app.tasks.tasks import Collator, majority_score, special_tokens
+from fedbt_app.training import train
 
 app = ServerApp()
 log = logging.getLogger("flwr")
@@ -57,7 +59,7 @@ def run(grid: Grid, config: RunConfig) -> dict[str, Any]:
         lambda progress: snapshot.store(config, progress),
     )
     # Only now, as a mistake in the settings must not cost what an earlier run left in the folder.
-    add_scalars = scalars.board(folder, config.tensorboard, len(stopped.outcome.rounds) if stopped else None)
+    add_scalars = tracking.board(folder, config.tensorboard, len(stopped.outcome.rounds) if stopped else None)
     report.clear(folder)
     for entry in stopped.outcome.rounds if stopped else []:
         report.append_round(folder, entry)
@@ -92,7 +94,7 @@ def run(grid: Grid, config: RunConfig) -> dict[str, Any]:
         majority=test.majority,
         clients=clients,
         refused=[asdict(refusal) for refusal in strategy.roster.refusals],
-        data=data.describe(config),
+        data=examples.describe(config),
         base_fingerprint=checkpoint.fingerprint(config.task),
         labels=list(strategy.labels),
         model_dir=str(folder / "model"),
@@ -124,7 +126,7 @@ def _measured_reference(config: RunConfig, checkpoint: Checkpoint) -> dict[str, 
         "task": config.task,
         "model": config.model,
         "base_fingerprint": checkpoint.fingerprint(config.task),
-        "data": data.describe(config),
+        "data": examples.describe(config),
         "rounds": [None] * config.num_rounds,
         "config": config.values(),
     }
@@ -153,8 +155,8 @@ class TestSet:
         self.rows: list[dict[str, Any]] = []
         self.label_counts: dict[str, int] = {}
         if config.dataset != NO_DATA:
-            examples = data.test_data(config, checkpoint.tokenizer, checkpoint.tokenizer_id)
-            self.rows, self.label_counts = examples.to_list(), data.label_counts(config.task, [examples])
+            found = examples.test_data(config, checkpoint.tokenizer, checkpoint.tokenizer_id)
+            self.rows, self.label_counts = found.to_list(), examples.label_counts(config.task, [found])
 
     @property
     def majority(self) -> float | None:

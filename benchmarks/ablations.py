@@ -15,10 +15,16 @@ from unittest.mock import patch
 
 import numpy as np
 
-from fedbt_app import client, local_model, plan, strategy, train
-from fedbt_app.blocks import HEAD, part_of
-from fedbt_app.local_model import LocalModel, Weights, whole_plan
+from fedbt_app import plan
+from fedbt_app.client import client
+from fedbt_app.encoders.bert import part_of
+from fedbt_app.model import local_model
+from fedbt_app.model.local_model import LocalModel, whole_plan
+from fedbt_app.model.weights import Weights
+from fedbt_app.parts import HEAD
 from fedbt_app.plan import RoundPlan
+from fedbt_app.server import strategy
+from fedbt_app.training import train
 
 Change = Callable[[RoundPlan, int, np.random.Generator], RoundPlan]
 

@@ -20,9 +20,9 @@ from typing import Any
 from tables import cpu
 
 from fedbt_app.config import defaults
-from fedbt_app.device import pick_device, use_bfloat16
 from fedbt_app.errors import FedBTError
-from fedbt_app.tasks import PRIMARY_METRIC
+from fedbt_app.model.device import pick_device, use_bfloat16
+from fedbt_app.tasks.tasks import PRIMARY_METRIC
 
 KEY = ("table", "dataset", "method", "variant", "seed")
 LOWER_IS_BETTER = {"loss"}

@@ -9,17 +9,19 @@ import torch
 from variants import SETTINGS, train_round
 from workload import BATCH, LENGTH, Setting, random_rows
 
-from fedbt_app import train
-from fedbt_app.blocks import HEAD
-from fedbt_app.checkpoint import Checkpoint
-from fedbt_app.client import synchronise
-from fedbt_app.costs import FlopMeter
-from fedbt_app.local_model import Weights, build, new_tensors
-from fedbt_app.messages import Request, Sync
+from fedbt_app.client.client import synchronise
+from fedbt_app.client.pool import ParameterPool
+from fedbt_app.codec.feedback import encode_with_feedback
+from fedbt_app.costs.cost_model import StepShape, full_plan, step_flops
+from fedbt_app.costs.meter import FlopMeter
+from fedbt_app.model.checkpoint import Checkpoint
+from fedbt_app.model.local_model import build
+from fedbt_app.model.weights import Weights, new_tensors
+from fedbt_app.parts import HEAD
 from fedbt_app.plan import RoundPlan
-from fedbt_app.pool import ParameterPool
-from fedbt_app.predict import StepShape, full_plan, step_flops
-from fedbt_app.state import GlobalState, encode_with_feedback
+from fedbt_app.server.state import GlobalState
+from fedbt_app.training import train
+from fedbt_app.wire.messages import Request, Sync
 
 STEPS = 16
 PHASES = ("import", "sync", "load", "train", "encode_float32", "encode_int4")

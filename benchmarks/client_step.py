@@ -25,8 +25,8 @@ from tables import KEYS, Row
 from variants import METHODS, Part
 from workload import ARCHITECTURES, BATCH, LENGTH, TASKS, Setting, Work, Workload
 
-from fedbt_app.costs import FlopMeter
-from fedbt_app.predict import StepShape
+from fedbt_app.costs.cost_model import StepShape
+from fedbt_app.costs.meter import FlopMeter
 
 ROUNDS_OF = ("mlm", "classification")  # tasks whose whole rounds are measured
 BASELINE = "baseline"  # of memory: a process that has only imported the libraries

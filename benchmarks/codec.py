@@ -19,17 +19,17 @@ import tables
 import torch
 from federation import Run, do, run_all
 from flwr.app import Message, MessageType
-from local_grid import LocalGrid
 from safetensors.torch import load_file, save_file
 from tables import Row
 
-from fedbt_app.checkpoint import Checkpoint, find_model
-from fedbt_app.codec import decode, encode
+from fedbt_app.codec.codec import decode, encode
+from fedbt_app.codec.formats import CODECS
 from fedbt_app.config import EMBEDDED, RunConfig
 from fedbt_app.errors import without_folders
-from fedbt_app.messages import read_reply, read_request
-from fedbt_app.packing import CODECS
-from fedbt_app.pool import Tensors
+from fedbt_app.model.checkpoint import Checkpoint, find_model
+from fedbt_app.tensors import Tensors
+from fedbt_app.wire.local_grid import LocalGrid
+from fedbt_app.wire.messages import read_reply, read_request
 
 KEYS = ("scenario", "codec", "seed")
 DELTAS = "deltas"

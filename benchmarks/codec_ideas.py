@@ -14,8 +14,8 @@ import torch
 from codec import relative_error
 from safetensors.torch import load_file
 
-from fedbt_app.codec import decode, encode
-from fedbt_app.pool import Tensors
+from fedbt_app.codec.codec import decode, encode
+from fedbt_app.tensors import Tensors
 
 Result = tuple[float, Tensors]  # bits, and what the receiver gets
 GROUP = 128  # elements that are rotated together

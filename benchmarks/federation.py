@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from local_grid import LocalGrid, simulated
 
+import client_app
 import server_app
 from fedbt_app.config import RunConfig, defaults
+from fedbt_app.wire.local_grid import LocalGrid, simulated
 
 Job, Result = TypeVar("Job"), TypeVar("Result")
 
@@ -66,6 +67,6 @@ def do(one: Run, grid: type[LocalGrid] = LocalGrid) -> dict[str, Any]:
     pools = one.folder / "pools"
     values = defaults() | {"output-dir": str(one.folder), "pool-dir": str(pools)} | one.values
     try:
-        return server_app.run(grid(values, simulated(one.clients)), RunConfig.load(values))
+        return server_app.run(grid(client_app.app, values, simulated(one.clients)), RunConfig.load(values))
     finally:
         shutil.rmtree(pools, ignore_errors=True)

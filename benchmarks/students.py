@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from fedbt_app.checkpoint import Checkpoint, find_model
+from fedbt_app.model.checkpoint import Checkpoint, find_model
 
 
 def shallow_student(base: str, blocks: int, folder: Path) -> Path:

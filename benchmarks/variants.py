@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from workload import BATCH, LABELS, LENGTH, ROUNDS, Setting, Work, Workload
 
-from fedbt_app import forward, train
-from fedbt_app.blocks import Architecture
-from fedbt_app.costs import FlopMeter
-from fedbt_app.local_model import LocalModel
+from fedbt_app.costs.cost_model import StepShape, default_shape, full_plan, round_costs, step_flops, stock_step_flops
+from fedbt_app.costs.meter import FlopMeter
+from fedbt_app.encoders.bert import Architecture
+from fedbt_app.model import forward
+from fedbt_app.model.local_model import LocalModel
 from fedbt_app.plan import RoundPlan
-from fedbt_app.predict import StepShape, default_shape, full_plan, round_costs, step_flops, stock_step_flops
-from fedbt_app.prefix import PrefixCache
+from fedbt_app.training import train
+from fedbt_app.training.prefix_cache import PrefixCache
 
 METHODS = ("full-stock", "full-optimised", "fedbt-plain", "fedbt", "lora")
 SETTINGS = train.TrainSettings(epochs=1, batch_size=BATCH, learning_rate=5e-5, weight_decay=0.01)

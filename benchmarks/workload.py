@@ -12,14 +12,17 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from fedbt_app import embedded, train
-from fedbt_app.blocks import HEAD, PRESETS, Architecture
-from fedbt_app.checkpoint import Checkpoint, find_model
 from fedbt_app.config import EMBEDDED
-from fedbt_app.local_model import LocalModel, ModelSpec, Weights, build, new_tensors
+from fedbt_app.data import phenotypes
+from fedbt_app.encoders.bert import PRESETS, Architecture
+from fedbt_app.model.checkpoint import Checkpoint, find_model
+from fedbt_app.model.local_model import LocalModel, build
+from fedbt_app.model.weights import ModelSpec, Weights, new_tensors
+from fedbt_app.parts import HEAD
 from fedbt_app.plan import RoundPlan, frozen_prefix, plan_round
-from fedbt_app.prefix import PrefixCache
-from fedbt_app.tasks import IGNORED, Batch, Collator, SpecialTokens
+from fedbt_app.tasks.tasks import IGNORED, Batch, Collator, SpecialTokens
+from fedbt_app.training import train
+from fedbt_app.training.prefix_cache import PrefixCache
 
 BATCH, LENGTH, ROUNDS, QUANTILES, SAMPLED_ROWS = 8, 128, 10, 4, 4000
 TASKS = ("mlm", "classification", "ner")
@@ -124,7 +127,7 @@ class Workload:
 def real_lengths(raw: Path | None) -> list[int]:
     """Return lengths in word pieces of real texts: those of `raw`/train.jsonl.gz, or clinical definitions."""
     if raw is None:
-        texts = [row["text"] for row in embedded.rows("classification")["train"]]
+        texts = [row["text"] for row in phenotypes.rows("classification")["train"]]
     else:
         with gzip.open(raw / "train.jsonl.gz", "rt", encoding="utf-8") as lines:
             texts = [json.loads(line)["text"] for line in lines]

@@ -6,7 +6,7 @@ from typing import Any
 
 from marks import table
 
-from fedbt_app.formats import format_bytes, format_flops, format_ratio
+from fedbt_app.report.tables import format_bytes, format_flops, format_ratio
 
 Row = dict[str, Any]
 

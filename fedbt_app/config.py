@@ -11,13 +11,12 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fedbt_app.codec.formats import CODECS
 from fedbt_app.errors import FedBTError
-from fedbt_app.packing import CODECS
+from fedbt_app.plan import AUTO, DEPTH_METHODS, METHODS
 
 APP_DIR = Path(__file__).resolve().parent.parent
 TASKS = ("mlm", "classification", "ner")
-METHODS = ("fedbt", "full", "head", "lora", "fedbt-lora")
-DEPTH_METHODS = ("fedbt", "fedbt-lora")  # those with a schedule, whose clients may hold fewer blocks
 PARTITIONERS = ("iid", "dirichlet", "size-skewed", "natural")
 NODE_KEYS = (  # that a node may set for itself, by the same name
     *("local-depth", "device", "cache-dir", "pool-dir"),
@@ -25,7 +24,6 @@ NODE_KEYS = (  # that a node may set for itself, by the same name
 )
 EMBEDDED, NO_DATA = "embedded", "none"
 MOST_LABELS, LONGEST_LABEL = 5000, 100  # names and characters: more is text that stands in the wrong column
-AUTO, PAPER = "auto", "paper"  # schedules: by depth, the published one
 
 
 def key(doc: str, choices: tuple[str, ...] = (), at_least: float | None = None, at_most: float | None = None) -> Any:
@@ -38,7 +36,7 @@ class RunConfig:
     """What one run does. Field `local_epochs` is the key `local-epochs`."""
 
     task: str = key("What is trained.", TASKS)
-    method: str = key("What clients train and exchange; one row of the table in plan.py.", METHODS)
+    method: str = key("What clients train and exchange; one row of the table in plan.py.", tuple(METHODS))
     schedule: str = key(
         "Blocks that each round trains (fedbt, fedbt-lora): `paper`, the published order; `auto`, the same above "
         "6 blocks, and up to 6 what our own measurements chose (docs/methods.md); or your own: rounds parted by `;`, "

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedbt_app.blocks import EMBEDDINGS, HEAD, adapter_part, block_part
-from fedbt_app.config import AUTO, PAPER
 from fedbt_app.errors import FedBTError
+from fedbt_app.parts import EMBEDDINGS, HEAD, adapter_part, block_part
 
+AUTO, PAPER = "auto", "paper"  # schedules: by task and depth, the published one
 SHALLOW = 6  # blocks
 
 
@@ -33,6 +33,9 @@ METHODS = {
     "lora": Method("all", adapters=True),
     "fedbt-lora": Method("scheduled", adapters=True),
 }
+DEPTH_METHODS = tuple(
+    name for name, row in METHODS.items() if row.blocks == "scheduled"
+)  # clients may hold fewer blocks
 
 
 @dataclass(frozen=True)

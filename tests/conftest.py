@@ -12,15 +12,17 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message
-from local_grid import LocalGrid
 
-from fedbt_app.blocks import EMBEDDINGS, HEAD, block_part
-from fedbt_app.checkpoint import Checkpoint
-from fedbt_app.config import DEPTH_METHODS, PAPER, RunConfig, defaults
-from fedbt_app.costs import Outcome
-from fedbt_app.pool import Tensors
-from fedbt_app.roster import Participant, Refusal
-from fedbt_app.strategy import FedBT
+import client_app
+from fedbt_app.config import RunConfig, defaults
+from fedbt_app.costs.ledger import Outcome
+from fedbt_app.model.checkpoint import Checkpoint
+from fedbt_app.parts import EMBEDDINGS, HEAD, block_part
+from fedbt_app.plan import DEPTH_METHODS, PAPER
+from fedbt_app.server.roster import Participant, Refusal
+from fedbt_app.server.strategy import FedBT
+from fedbt_app.tensors import Tensors
+from fedbt_app.wire.local_grid import LocalGrid
 
 torch.set_num_threads(1)  # these models are too small to share out
 SENTENCE = "the patient has severe acute renal cardiac hepatic failure of kidney heart liver and chronic pain no mild"
@@ -131,7 +133,7 @@ class RecordingGrid(LocalGrid):
         nodes: dict[int, dict[str, Any]],
         tamper: Callable[[int, Message], Message | None] = lambda node, reply: reply,
     ) -> None:
-        super().__init__(run_config, nodes)
+        super().__init__(client_app.app, run_config, nodes)
         self.tamper = tamper
         self.sent: list[Message] = []
         self.received: list[Message] = []

@@ -6,39 +6,40 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from fedbt_app.config import APP_DIR
 
 PACKAGE = APP_DIR / "fedbt_app"
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
-# Lowest first; a module imports from lines above its own only.
-LAYERS = [
-    {"errors", "packing", "events"},
-    {"config", "blocks", "codec", "costs", "embedded", "pool", "tasks", "device", "live"},
-    {"checkpoint", "partition", "plan", "plots", "records", "sources", "launch", "formats", "scalars"},
-    {"tokenised", "predict", "state", "local_model", "page"},
-    {"data", "forward", "messages", "preview", "export", "report"},
-    {"prefix", "exchange", "comparison"},
-    {"train", "roster"},
-    {"snapshot", "dialogue", "client"},
-    {"strategy"},
-    {"doctor"},
-    {"cli"},
+# Lowest first: a room imports from the layers below its own and, inside one layer, from rooms to the left of it where
+# the layer is a list. A room is a package or a module right below fedbt_app.
+LAYERS: list[list[str] | set[str]] = [
+    ["errors", "files", "parts", "tensors"],  # the ground floor
+    {"codec", "encoders"},  # how tensors travel; what a family of models is
+    {"tasks"},  # what is trained
+    ["plan", "config"],  # what a run does
+    {"model", "data"},  # what a client has
+    {"costs"},  # what it costs
+    {"training"},  # what a client does
+    {"wire", "progress", "report"},  # what is said, shown and left
+    {"client", "server"},  # the two sides
+    {"cli"},  # the command, and the two apps
 ]
+ROOMS = [room for layer in LAYERS for room in layer]
+
+# Where a library may be imported: a room, or one module of it.
 ALLOWED = {
-    "flwr": {"messages", "records", "strategy", "roster", "exchange", "dialogue"},
-    "transformers": {"local_model", "checkpoint", "export", "tasks", "data", "sources", "tokenised"},
-    "peft": {"local_model"},
-    "datasets": {"data", "sources", "tokenised"},
-    "huggingface_hub": {"checkpoint"},
-    "matplotlib": {"plots"},
-    "rich": {"comparison", "preview", "cli", "live"},
-    "psutil": {"launch"},
+    "flwr": {"wire", "server"},
+    "transformers": {"encoders", "model", "data"},
+    "peft": {"encoders", "model"},
+    "datasets": {"data"},
+    "huggingface_hub": {"model.checkpoint"},
+    "matplotlib": {"report.plots"},
+    "rich": {"report.comparison", "cli", "progress.live"},
+    "psutil": {"cli.launch"},
     "seqeval": {"tasks"},
-    "zstandard": {"codec"},
-    "subprocess": {"launch"},
+    "zstandard": {"codec.codec"},
+    "subprocess": {"cli.launch"},
     "pickle": set(),
 }
 
@@ -53,66 +54,88 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def inner(module: str) -> set[str]:
-    """Return the modules of the package that `module` imports."""
-    names = (name.split(".") for name in imports(PACKAGE / f"{module}.py") if name.startswith("fedbt_app."))
-    return {parts[1] for parts in names}
+def module_of(path: Path) -> str:
+    """Return a file's dotted name below fedbt_app; a package's own for its __init__.py."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
-def test_package_has_modules() -> None:
-    assert len(MODULES) > 20
+def room_of(module: str) -> str:
+    return module.split(".")[0]
 
 
-def test_every_module_has_one_layer() -> None:
-    assert sorted(module for layer in LAYERS for module in layer) == MODULES
+def inner(path: Path) -> set[str]:
+    """Return the rooms of the package that a file imports from, other than its own."""
+    names = (name.removeprefix("fedbt_app.") for name in imports(path) if name.startswith("fedbt_app."))
+    return {room_of(name) for name in names} - {room_of(module_of(path))}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_point_downwards(module: str) -> None:
-    depth = {name: index for index, layer in enumerate(LAYERS) for name in layer}
-    assert sorted(name for name in inner(module) if depth[name] >= depth[module]) == []
+def reachable(room: str) -> set[str]:
+    """Return the rooms that `room` may import from."""
+    below: set[str] = set()
+    for layer in LAYERS:
+        if room in layer:
+            return below | (set(layer[: layer.index(room)]) if isinstance(layer, list) else set())
+        below |= set(layer)
+    raise AssertionError(room)
 
 
-@pytest.mark.parametrize("library", ALLOWED)
-def test_library_is_imported_only_where_it_belongs(library: str) -> None:
-    users = {
-        module for module in MODULES for name in imports(PACKAGE / f"{module}.py") if name.split(".")[0] == library
+def test_every_room_has_one_layer() -> None:
+    assert sorted(ROOMS) == sorted({room_of(module_of(path)) for path in FILES})
+    assert len(LAYERS) == 10
+
+
+def test_imports_point_downwards() -> None:
+    upward = {module_of(path): sorted(inner(path) - reachable(room_of(module_of(path)))) for path in FILES}
+    assert {module: rooms for module, rooms in upward.items() if rooms} == {}
+
+
+def test_no_circle_among_the_modules_of_a_room() -> None:
+    """A circle shows only in some orders of import: the graph must have none."""
+    modules = {module_of(path): path for path in FILES}
+    edges = {
+        module: {
+            known
+            for name in imports(path)
+            if name.startswith("fedbt_app.")
+            for known in (name.removeprefix("fedbt_app."), name.removeprefix("fedbt_app.").rpartition(".")[0])
+            if known in modules and known != module
+        }
+        for module, path in modules.items()
     }
-    assert users - ALLOWED[library] == set()
+    seen: set[str] = set()
+
+    def walk(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path, module))
+        if module not in seen:
+            for other in sorted(edges[module]):
+                walk(other, (*path, module))
+            seen.add(module)
+
+    for module in modules:
+        walk(module, ())
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_package_imports_no_app(module: str) -> None:
-    found = {name.split(".")[0] for name in imports(PACKAGE / f"{module}.py")}
-    assert found & {"server_app", "client_app"} == set()
+def test_libraries_are_imported_only_where_they_belong() -> None:
+    for path in FILES:
+        module = module_of(path)
+        for library in {name.split(".")[0] for name in imports(path)} & ALLOWED.keys():
+            assert {module, room_of(module)} & ALLOWED[library], f"{module} imports {library}"
 
 
-def test_apps_do_not_import_each_other() -> None:
-    for app, other in (("server_app", "client_app"), ("client_app", "server_app")):
-        assert other not in {name.split(".")[0] for name in imports(APP_DIR / f"{app}.py")}
+def test_neither_package_nor_apps_import_an_app() -> None:
+    apps = {"server_app", "client_app"}
+    for path in [*FILES, *(APP_DIR / f"{app}.py" for app in apps)]:
+        assert {name.split(".")[0] for name in imports(path)} & apps == set(), path.name
 
 
 def test_there_is_no_module_for_odds_and_ends() -> None:
-    assert {"utils", "util", "helpers", "common", "misc"} & set(MODULES) == set()
+    names = {part for path in FILES for part in module_of(path).split(".")}
+    assert {"utils", "util", "helpers", "common", "misc"} & names == set()
 
 
-@pytest.mark.parametrize("module", ["fedbt_app.config", "fedbt_app.cli", "fedbt_app.launch", "fedbt_app.predict"])
-def test_command_line_starts_without_the_heavy_libraries(module: str) -> None:
-    script = f"import sys, {module}; print(*{{'torch', 'transformers', 'flwr', 'datasets', 'peft'}} & set(sys.modules))"
-    answer = subprocess.run([sys.executable, "-c", script], cwd=APP_DIR, capture_output=True, text=True, check=True)
-    assert answer.stdout.split() == []
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_module_can_be_imported_first(module: str) -> None:
-    """A cycle shows only in some orders of import: the graph must have none."""
-    seen: set[str] = set()
-
-    def walk(name: str, path: tuple[str, ...]) -> None:
-        assert name not in path, " -> ".join((*path, name))
-        if name not in seen:
-            for other in sorted(inner(name)):
-                walk(other, (*path, name))
-            seen.add(name)
-
-    walk(module, ())
+def test_command_line_starts_without_the_heavy_libraries() -> None:
+    for module in ("fedbt_app.config", "fedbt_app.plan", "fedbt_app.cli.main", "fedbt_app.cli.launch"):
+        heavy = "{'torch', 'transformers', 'flwr', 'datasets', 'peft'}"
+        script = f"import sys, {module}; print(*{heavy} & set(sys.modules))"
+        answer = subprocess.run([sys.executable, "-c", script], cwd=APP_DIR, capture_output=True, text=True, check=True)
+        assert answer.stdout.split() == [], module

@@ -16,11 +16,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbt_app import train
-from fedbt_app.checkpoint import Checkpoint
 from fedbt_app.config import APP_DIR, RunConfig, defaults
 from fedbt_app.errors import FedBTError
+from fedbt_app.model.checkpoint import Checkpoint
 from fedbt_app.plan import RoundPlan, plan_round
+from fedbt_app.training import train
 
 sys.path[:0] = [str(APP_DIR / "docs"), str(APP_DIR / "benchmarks")]
 import ablations  # noqa: E402
@@ -347,7 +347,7 @@ def test_ablations_plan_what_a_client_can_build(name: str, depth: int, round_: i
     local_depth = data.draw(st.integers(1, depth))
     arguments = ("fedbt", "mlm", depth, local_depth, 10, round_, 1, "a", "paper")
     with ablations.ablated(name):
-        from fedbt_app import strategy
+        from fedbt_app.server import strategy
 
         made = strategy.plan_round(*arguments)  # type: ignore[attr-defined]
     assert len(made.local_blocks) == local_depth

@@ -17,7 +17,7 @@ import psutil
 from safetensors.torch import load_file
 
 from fedbt_app.config import APP_DIR
-from fedbt_app.pool import Tensors
+from fedbt_app.tensors import Tensors
 
 DEPLOY = APP_DIR / "deploy"
 ENVIRONMENT = os.environ | {

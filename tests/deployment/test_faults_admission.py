@@ -97,10 +97,10 @@ def tampered(folder: Path, patches: str) -> str:
 
 
 def test_a_delta_that_is_not_finite_is_not_used(federation: Federation, observe: Observe, tmp_path: Path) -> None:
-    broken = "'fedbt_app.local_model': not_a_number"
+    broken = "'fedbt_app.model.local_model': not_a_number"
     federation.node("alice")
     honest = federation.node("bob", PYTHONPATH=tampered(tmp_path / "broken", f"{{{broken}}}"))
-    unchecked = f"{{{broken}, 'fedbt_app.codec': unchecked, 'fedbt_app.client': unchecked}}"
+    unchecked = f"{{{broken}, 'fedbt_app.codec.codec': unchecked, 'fedbt_app.client.client': unchecked}}"
     sent = federation.node("carol", PYTHONPATH=tampered(tmp_path / "unchecked", unchecked))
     done = federation.submit(num_rounds=1, min_clients=3).finish()
     assert done.status == 0, done.log

@@ -1,0 +1,159 @@
+"""The `fedbt` command: run, plan, report, doctor."""
+
+import argparse
+import signal
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedbt_app.config import RunConfig, defaults, parse_assignment
+from fedbt_app.encoders.bert import PRESETS, Architecture
+from fedbt_app.errors import FedBTError
+
+SIMULATED_CLIENTS = 4
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, or 1 after one line on what to mend."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options) or 0)
+    except FedBTError as error:
+        print(f"fedbt: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fedbt", description="Adapt one BERT across sites; pay for selected blocks only."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, command: Any, settings: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(command=command)
+        if settings:
+            sub.add_argument(
+                "--config", type=Path, metavar="FILE", help="TOML file of config keys, such as conf/*.toml"
+            )
+            sub.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="config keys (docs/config.md)")
+            group = sub.add_argument_group("config keys as options")
+            for key in defaults():
+                group.add_argument(f"--{key}", dest=f"key:{key}", metavar="VALUE", help=argparse.SUPPRESS)
+        return sub
+
+    run = add(
+        "run", "Run a federated job, show its progress and its result; --resume DIR goes on with a stopped one.", _run
+    )
+    run.add_argument("--clients", type=int, metavar="N", help=f"simulated clients (default {SIMULATED_CLIENTS})")
+    run.add_argument("--superlink", metavar="NAME", help="a SuperLink of Flower's config.toml; default: simulate here")
+    run.add_argument("--verbose", action="store_true", help="show all of Flower's output")
+    plan = add("plan", "Predict blocks, FLOPs, bytes and memory of a run; trains nothing.", _plan)
+    plan.add_argument("--arch", choices=sorted(PRESETS), help="dimensions of a well-known BERT, instead of `model`")
+    plan.add_argument("--num-labels", type=int, default=2, metavar="N", help="classes or tags (default 2)")
+    plan.add_argument("--examples", type=int, default=1000, metavar="N", help="a client's rows (default 1000)")
+    add("doctor", "Check installation, device, Flower version, model and data path.", _doctor)
+    report = add("report", "Compare finished runs.", _report, settings=False)
+    report.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output folders with a report.json")
+    return parser
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Merge defaults, then the file, then KEY=VALUE and --KEY VALUE; every key of RunConfig is in the result."""
+    values = defaults() | _given(options)
+    RunConfig.load(values)
+    return values
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if options.config is not None:
+        try:
+            values |= tomllib.loads(options.config.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise FedBTError(f"config file {options.config}: {error.strerror}; shipped ones are in conf/") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise FedBTError(f"config file {options.config} is not TOML: {error}") from None
+    assigned = list(options.settings)
+    assigned += [f"{key}={value}" for key in defaults() if (value := getattr(options, f"key:{key}")) is not None]
+    return values | dict(parse_assignment(text) for text in assigned)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from fedbt_app.cli import launch
+    from fedbt_app.progress import live
+    from fedbt_app.report import comparison, report
+
+    if options.clients is not None and options.clients < 1:
+        raise FedBTError(f"--clients {options.clients} is too few: simulate at least 1")
+    given, clients = _given(options), options.clients or SIMULATED_CLIENTS
+    if options.superlink is not None:  # a run to resume, too, is on the SuperLink's machine
+        values = settings_of(options)
+    else:
+        if given.get("resume"):
+            values, clients = _stopped_run(launch.absolute_paths(given, Path.cwd()), options.clients)
+        else:
+            values = launch.absolute_paths(settings_of(options), Path.cwd())
+        values["min-clients"] = min(values["min-clients"], clients)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this command ends the run
+    with live.progress(values["num-rounds"], options.verbose) as show:
+        folder = launch.run(values, clients, options.superlink, options.verbose, show)
+    if folder is None:
+        print(f"finished: the report is in {RunConfig.load(values).output_folder} on the SuperLink's machine")
+    else:
+        comparison.print_result(report.load(folder))
+
+
+def _stopped_run(given: dict[str, Any], clients: int | None) -> tuple[dict[str, Any], int]:
+    """Return the settings of the run that `resume` names, and its simulated clients; neither may be given otherwise."""
+    from fedbt_app.server.snapshot import Snapshot
+
+    stopped = Snapshot(Path(given["resume"]))
+    config = RunConfig.load(stopped.settings | given)
+    stopped.check(config)
+    if clients not in (None, stopped.nodes):
+        raise FedBTError(f"--clients {clients} but the run in {given['resume']} has {stopped.nodes}: drop --clients")
+    return config.values(), stopped.nodes
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from fedbt_app.cli.plan_table import preview, print_preview
+
+    config = RunConfig.load(settings_of(options))
+    for name, value in (("--num-labels", options.num_labels), ("--examples", options.examples)):
+        if value < 1:
+            raise FedBTError(f"{name} {value} is too few: give at least 1")
+    arch = PRESETS[options.arch] if options.arch else _architecture(config.model)
+    print_preview(
+        preview(config, arch, options.num_labels, options.examples),
+        f"{config.method}, {config.task}, {options.arch or config.model}: one client, {options.examples} rows of "
+        f"{config.max_length} pieces, batch {config.batch_size}",
+    )
+
+
+def _architecture(model: str) -> Architecture:
+    from fedbt_app.model.checkpoint import find_model, read_config
+
+    folder = find_model(model)
+    return Architecture.from_config(read_config(folder), str(folder))
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from fedbt_app.cli.doctor import examine
+
+    findings = examine(RunConfig.load(settings_of(options)))
+    for finding in findings:
+        print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.subject}: {finding.detail}")
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _report(options: argparse.Namespace) -> None:
+    from fedbt_app.report import comparison
+
+    print(comparison.compare(options.folders))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

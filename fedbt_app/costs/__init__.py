@@ -1,0 +1,1 @@
+"""Costs: measured, booked, and predicted."""

@@ -1,0 +1,100 @@
+"""The cache of tokenised examples: made once, saved whole or not at all, read back memory-mapped.
+
+An entry's name covers all that decides what is in it; a corrupt entry is made anew.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedbt_app.config import RunConfig
+from fedbt_app.data.sources import Columns, identity, length
+from fedbt_app.errors import FedBTError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+FORMAT = 2  # raise it when the same input gives other examples
+
+Made = tuple[dict[str, Columns], dict[str, int]]  # split -> columns, and the label counts
+Found = tuple[dict[str, "Dataset"], dict[str, int]]  # the same, read back
+
+
+def cached(
+    config: RunConfig,
+    keys: Iterable[str],
+    use: list[Any],
+    tokenizer_id: str,
+    build: Callable[[], Made],
+) -> Found:
+    """Return (split -> examples, label counts) from the cache, after building them if need be."""
+    settings = {name: getattr(config, name) for name in keys}
+    key = json.dumps([FORMAT, use, tokenizer_id, identity(config), settings], sort_keys=True)
+    folder = config.cache_folder / "tokenised" / hashlib.sha256(key.encode()).hexdigest()
+    try:
+        return _open(folder)
+    except Exception:  # absent, or corrupt in whatever way: make it anew
+        splits, counts = build()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name[:8]}.", dir=folder.parent))
+        try:
+            _save(scratch, splits, counts)
+            return _publish(scratch, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        raise FedBTError(
+            f"the cache {config.cache_folder} cannot be written ({error.strerror or type(error).__name__}): "
+            "free some space, or set cache-dir to a folder that can be written"
+        ) from None
+
+
+def _dataset(columns: Columns) -> "Dataset":
+    from datasets import Dataset, Features, List, Value
+
+    kinds = {"input_ids": List(Value("int32")), "label": Value("string"), "tags": List(Value("string"))}
+    return Dataset.from_dict(columns, features=Features({name: kinds[name] for name in columns}))
+
+
+def _save(folder: Path, splits: Mapping[str, Columns], counts: Mapping[str, int]) -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    for name, columns in splits.items():
+        if length(columns):  # datasets cannot read back what has no rows
+            _dataset(columns).save_to_disk(folder / name)
+    about = {
+        "rows": {name: length(columns) for name, columns in splits.items()},
+        "columns": list(next(iter(splits.values()))),
+        "label_counts": counts,
+    }
+    (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
+
+
+def _open(folder: Path) -> Found:
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    from datasets import Dataset
+
+    splits = {
+        name: Dataset.load_from_disk(folder / name) if rows else _dataset({column: [] for column in about["columns"]})
+        for name, rows in about["rows"].items()
+    }
+    return splits, about["label_counts"]
+
+
+def _publish(scratch: Path, folder: Path) -> Found:
+    """Rename to the final name at once, unless another process was faster: then its examples are the same."""
+    try:
+        scratch.rename(folder)
+    except OSError:
+        try:
+            return _open(folder)
+        except Exception:  # a corrupt entry stands in the way
+            shutil.rmtree(folder, ignore_errors=True)
+            scratch.rename(folder)
+    return _open(folder)

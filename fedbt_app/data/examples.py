@@ -1,0 +1,245 @@
+"""From a data set's name to one client's tokenised examples: load, split, partition, tokenise.
+
+Rows become word pieces once per client, tokenizer and setting; after that the memory-mapped result is read back
+and neither the raw data nor the tokenizer is loaded.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedbt_app.config import EMBEDDED, LONGEST_LABEL, MOST_LABELS, NO_DATA, RunConfig
+from fedbt_app.data import phenotypes
+from fedbt_app.data.example_cache import Made, cached
+from fedbt_app.data.partition import partition as split_over_clients
+from fedbt_app.data.sources import Columns, checked, length, local_files, readers, select
+from fedbt_app.errors import FedBTError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast
+
+Tokenizer = Callable[[], "PreTrainedTokenizerFast"]
+
+FEW_LABELS = 30  # so many may be different in each row of a small site
+MIN_TAIL = 8  # word pieces that make the last, short mlm chunk worth keeping
+_TEST_KEYS = (
+    *("task", "dataset_subset", "text_column", "label_column", "tokens_column", "tags_column", "labels"),
+    *("max_length", "test_fraction", "max_test_examples", "seed"),
+)
+_CLIENT_KEYS = (
+    *(*_TEST_KEYS, "max_train_examples", "heldout_fraction"),
+    *("partitioner", "dirichlet_alpha", "partition_weights", "partition_column"),
+)
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """One client's tokenised examples.
+
+    Every example has `input_ids`, [CLS] and [SEP] included; classification adds `label`, ner adds `tags`, one
+    per piece and empty where the piece is not the first of a word. `label_counts` covers train and heldout:
+    rows per class (classification), tags per name with `O` (ner), nothing (mlm).
+    """
+
+    train: "Dataset"
+    heldout: "Dataset"
+    label_counts: dict[str, int]
+
+
+def client_data(
+    config: RunConfig, tokenizer: Tokenizer, tokenizer_id: str, partition: tuple[int, int] | None
+) -> ClientData:
+    """Return the examples of one client, from the cache where they were made before.
+
+    Parameters
+    ----------
+    tokenizer
+        Called only when the examples have to be made.
+    tokenizer_id
+        Names the tokenizer in the cache key: another tokenizer must have another id.
+    partition
+        `(k, n)` for the k-th (from 0) of n simulated clients; None for a site whose training rows are all its
+        own: nothing is carved off them for a test set, which is the server's business.
+
+    Raises
+    ------
+    FedBTError
+        If the data is missing, malformed, empty or cannot be split over n clients.
+    """
+
+    def build() -> Made:
+        rows = _train_rows(config, whole=partition is None)
+        rows = _take(rows, config.max_train_examples, _rng(config.seed, "train"))
+        if partition:
+            client, clients = partition
+            if not 0 <= client < clients:
+                raise FedBTError(f"client {client} of {clients} does not exist: count clients from 0")
+            rows = select(rows, split_over_clients(config, length(rows), rows, clients)[client])
+        heldout, train = _carve(rows, config.heldout_fraction, _rng(config.seed, f"heldout {partition}"))
+        made = _tokenise(config, tokenizer(), {"train": train, "heldout": heldout})
+        if not length(made["train"]):
+            raise FedBTError(f"dataset={config.dataset} leaves nothing to train on: give this client more rows")
+        return made, _checked_labels(config, label_counts(config.task, made.values()))
+
+    splits, counts = cached(config, _CLIENT_KEYS, ["client", partition], tokenizer_id, build)
+    return ClientData(splits["train"], splits["heldout"], counts)
+
+
+def test_data(config: RunConfig, tokenizer: Tokenizer, tokenizer_id: str) -> "Dataset":
+    """Return the examples of the central test set: split `test`, else `validation`, else a share of `train`.
+
+    Parameters are those of `client_data`. Rows carved off `train` are the same on every machine, and never in
+    a simulated client's examples.
+    """
+
+    def build() -> Made:
+        rows = _take(_test_rows(config), config.max_test_examples, _rng(config.seed, "cap test"))
+        made = _tokenise(config, tokenizer(), {"test": rows})
+        if not length(made["test"]):
+            raise FedBTError(f"dataset={config.dataset} has no test rows: raise test-fraction or add a test split")
+        return made, {}
+
+    return cached(config, _TEST_KEYS, ["test"], tokenizer_id, build)[0]["test"]
+
+
+def describe(config: RunConfig) -> str:
+    """Return name, source and version of the data for a model card: no text and no folder of this machine."""
+    if config.dataset == EMBEDDED:
+        return phenotypes.describe()
+    if config.dataset == NO_DATA:
+        return "data that the sites keep"
+    files = local_files(config.dataset)
+    if files is None:
+        return f"hub data set {config.dataset}, subset {config.dataset_subset or 'default'}"
+    return f"local data {Path(config.dataset).name} ({', '.join(file.name for file in files.values())})"
+
+
+# Splits of rows -----------------------------------------------------------------------------------------------
+
+
+def _train_rows(config: RunConfig, whole: bool) -> Columns:
+    """Return the checked rows of `train`, before any cap; `whole` if no test set may be carved off them."""
+    splits = readers(config)
+    rows = _checked_train(config, splits)
+    return rows if whole or _test_split(splits) else _carve_test(config, rows)[1]
+
+
+def _test_rows(config: RunConfig) -> Columns:
+    """Return the checked rows of the test set, before any cap."""
+    splits = readers(config)
+    if test := _test_split(splits):
+        return checked(config, splits[test](), test)
+    return _carve_test(config, _checked_train(config, splits))[0]
+
+
+def _test_split(splits: Iterable[str]) -> str | None:
+    return next((name for name in ("test", "validation") if name in splits), None)
+
+
+def _checked_train(config: RunConfig, splits: Mapping[str, Callable[[], Columns]]) -> Columns:
+    if "train" not in splits:
+        raise FedBTError(f"dataset={config.dataset} has no split train: add one, e.g. a file train.jsonl")
+    return checked(config, splits["train"](), "train")
+
+
+def _carve_test(config: RunConfig, rows: Columns) -> tuple[Columns, Columns]:
+    return _carve(rows, config.test_fraction, _rng(config.seed, "test"))
+
+
+def _rng(seed: int, use: str) -> np.random.Generator:
+    """Return a generator of its own for each use of the seed."""
+    return np.random.default_rng([seed, *use.encode()])
+
+
+def _carve(columns: Columns, fraction: float, rng: np.random.Generator) -> tuple[Columns, Columns]:
+    """Return (carved, rest): at least one row each where `fraction` > 0 and there are two rows."""
+    rows = length(columns)
+    carved = min(max(round(rows * fraction), 1), rows - 1) if fraction > 0 and rows > 1 else 0
+    order = rng.permutation(rows)
+    return select(columns, np.sort(order[:carved])), select(columns, np.sort(order[carved:]))
+
+
+def _take(columns: Columns, at_most: int, rng: np.random.Generator) -> Columns:
+    rows = length(columns)
+    if not 0 < at_most < rows:
+        return columns
+    return select(columns, np.sort(rng.permutation(rows)[:at_most]))
+
+
+# Word pieces --------------------------------------------------------------------------------------------------
+
+
+def _tokenise(
+    config: RunConfig, tokenizer: "PreTrainedTokenizerFast", splits: Mapping[str, Columns]
+) -> dict[str, Columns]:
+    encode = {"mlm": _encode_mlm, "classification": _encode_text, "ner": _encode_words}[config.task]
+    return {name: encode(config, tokenizer, rows) for name, rows in splits.items()}
+
+
+def _batches(values: list[Any], size: int = 1000) -> Iterator[list[Any]]:
+    return (values[start : start + size] for start in range(0, len(values), size))
+
+
+def _encode_text(config: RunConfig, tokenizer: "PreTrainedTokenizerFast", rows: Columns) -> Columns:
+    ids: list[list[int]] = []
+    for texts in _batches(rows[config.text_column]):
+        ids += tokenizer(texts, truncation=True, max_length=config.max_length)["input_ids"]
+    return {"input_ids": ids, "label": rows[config.label_column]}
+
+
+def _encode_words(config: RunConfig, tokenizer: "PreTrainedTokenizerFast", rows: Columns) -> Columns:
+    """Give the first piece of each word the word's tag, and every other piece an empty one."""
+    made: Columns = {"input_ids": [], "tags": []}
+    tags = iter(rows[config.tags_column])
+    for words in _batches(rows[config.tokens_column]):
+        coded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=config.max_length)
+        made["input_ids"] += coded["input_ids"]
+        for row in range(len(words)):
+            left = dict(enumerate(next(tags)))
+            made["tags"].append(["" if word is None else left.pop(word, "") for word in coded.word_ids(row)])
+    return made
+
+
+def _encode_mlm(config: RunConfig, tokenizer: "PreTrainedTokenizerFast", rows: Columns) -> Columns:
+    """Join all texts with [SEP] and cut them into chunks of `max_length`, [CLS] and [SEP] around each."""
+    first, last, body = tokenizer.cls_token_id, tokenizer.sep_token_id, config.max_length - 2
+    stream = array("i")
+    for texts in _batches(rows[config.text_column]):
+        for pieces in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
+            if stream and pieces:
+                stream.append(last)
+            stream.extend(pieces)
+    chunks = [stream[start : start + body].tolist() for start in range(0, len(stream), body)]
+    if chunks and len(chunks[-1]) < min(MIN_TAIL, body):
+        chunks.pop()
+    return {"input_ids": [[first, *chunk, last] for chunk in chunks]}
+
+
+def label_counts(task: str, splits: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Count the labels in examples (ner: the tags of words); none for mlm."""
+    counts: Counter[str] = Counter()
+    for split in splits:
+        if task == "classification":
+            counts.update(split["label"])
+        elif task == "ner":
+            counts.update(tag for tags in split["tags"] for tag in tags if tag)
+    return dict(sorted(counts.items()))
+
+
+def _checked_labels(config: RunConfig, counts: dict[str, int]) -> dict[str, int]:
+    """Refuse what looks like text: label names leave the site."""
+    mostly_once = len(counts) > max(FEW_LABELS, sum(counts.values()) // 2)
+    if len(counts) > MOST_LABELS or mostly_once or any(len(name) > LONGEST_LABEL for name in counts):
+        tags, label = f"tags-column={config.tags_column}", f"label-column={config.label_column}"
+        raise FedBTError(
+            f"{tags if config.task == 'ner' else label} has {len(counts)} different values, the longest of "
+            f"{max(map(len, counts))} characters: "
+            "that looks like text, which must not leave the site; name the column of the labels"
+        )
+    return counts

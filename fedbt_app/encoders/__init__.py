@@ -1,0 +1,1 @@
+"""What carries it: one file a model family."""

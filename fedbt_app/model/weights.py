@@ -1,0 +1,94 @@
+"""Where a model's tensors come from: a pool or the server's state, over the base checkpoint."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from fedbt_app.config import RunConfig
+from fedbt_app.errors import FedBTError
+from fedbt_app.model.checkpoint import Checkpoint
+from fedbt_app.parts import Shapes, adapter_part, block_part
+from fedbt_app.tensors import Tensors
+
+LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What makes a model of a base checkpoint besides its weights."""
+
+    task: str
+    labels: tuple[str, ...] = ()
+    dropout: float = 0.1
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where tensors come from: `held(part)` (a pool, or the server's state) over the base checkpoint."""
+
+    checkpoint: Checkpoint
+    held: Callable[[str], Tensors]
+    spec: ModelSpec
+
+    def shapes(self, part: str) -> Shapes:
+        """Shapes of the tensors of `part`."""
+        return self.checkpoint.architecture.part(part, self.spec.task, len(self.spec.labels), self.spec.lora_rank)
+
+    def lacking(self, part: str) -> Shapes:
+        """Shapes of those tensors of `part` that the base has none of: the server makes and sends them once.
+
+        A classifier in the base counts only if it is one for the very same labels.
+        """
+        base = self._base_shapes(part)
+        return {name: shape for name, shape in self.shapes(part).items() if name not in base}
+
+    def _base_shapes(self, part: str) -> Shapes:
+        same_labels = self.checkpoint.labels == self.spec.labels
+        return {
+            name: shape
+            for name, shape in self.shapes(part).items()
+            if name in self.checkpoint and (same_labels or not name.startswith("classifier."))
+        }
+
+    def part(self, part: str) -> Tensors:
+        """Read `part` whole."""
+        shapes, held = self.shapes(part), self.held(part)
+        base = {name: self.checkpoint.tensor(name) for name in self._base_shapes(part) if name not in held}
+        tensors = base | held
+        if missing := shapes.keys() - tensors.keys():
+            raise FedBTError(f"{part} lacks {sorted(missing)[0]}: neither the base checkpoint nor the pool holds it")
+        return tensors
+
+    def block(self, index: int, merge: bool) -> Tensors:
+        """Read encoder block `index`; `merge` adds what its adapters, if any, have learned so far."""
+        tensors = self.part(block_part(index))
+        adapters = self.held(adapter_part(index)) if merge else {}
+        for name in adapters:
+            if name.endswith(LORA_A):
+                stem = name.removesuffix(LORA_A)
+                scale = self.spec.lora_alpha / self.spec.lora_rank
+                learned = adapters[stem + LORA_B] @ adapters[name]
+                tensors[f"{stem}.weight"] = tensors[f"{stem}.weight"] + scale * learned
+        return tensors
+
+
+def model_spec(config: RunConfig, labels: tuple[str, ...]) -> ModelSpec:
+    """Return what a run's configuration says of the model."""
+    return ModelSpec(config.task, labels, config.dropout, config.lora_rank, config.lora_alpha)
+
+
+def new_tensors(shapes: Shapes, seed: int) -> Tensors:
+    """Initialise tensors that no checkpoint holds, as BERT does; adapters start as no change (LoRA, section 4.1)."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, shape in shapes.items():
+        if name.endswith("LayerNorm.weight"):
+            tensors[name] = torch.ones(shape)
+        elif len(shape) < 2 or name.endswith(LORA_B):
+            tensors[name] = torch.zeros(shape)
+        else:
+            tensors[name] = torch.empty(shape).normal_(0.0, 0.02, generator=generator)
+    return tensors

@@ -1,0 +1,1 @@
+"""What a finished run leaves: report, plots, comparison, the exported model."""

@@ -1,0 +1,79 @@
+"""The result: a stock transformers model folder with tokenizer and model card."""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedbt_app.model.checkpoint import Checkpoint
+from fedbt_app.model.local_model import build, whole_plan
+from fedbt_app.model.weights import Weights
+
+_PIPELINE = {"mlm": "fill-mask", "classification": "text-classification", "ner": "token-classification"}
+
+
+def export(folder: Path, weights: Weights, card: str) -> Path:
+    """Write the global model to `folder`, whole or not at all, so that stock transformers loads it.
+
+    Adapters are merged into their blocks. Replaces an earlier export.
+    """
+    model: Any = build(weights, whole_plan(weights)).module
+    checkpoint = weights.checkpoint
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):  # the base's own, not the run's
+        setattr(model.config, name, checkpoint.config.get(name, 0.1))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".model-"))
+    try:
+        model.save_pretrained(scratch)
+        checkpoint.tokenizer().save_pretrained(scratch)
+        (scratch / "README.md").write_text(card, encoding="utf-8")
+        scratch.chmod(0o755)
+        for file in scratch.iterdir():
+            file.chmod(0o644)
+        if folder.exists():
+            shutil.rmtree(folder)
+        scratch.rename(folder)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return folder
+
+
+def model_card(report: Mapping[str, Any], checkpoint: Checkpoint) -> str:
+    """Write the card: base, data, method, rounds and what it cost."""
+    scores = [
+        f"| {name} | {report['initial'].get(name, float('nan')):.4f} | {value:.4f} |"
+        for name, value in report["final"].items()
+        if name in report["initial"]
+    ]
+    cost = report["cost"]
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {_PIPELINE[report['task']]}",
+        "tags: [federated-learning, fedbt]",
+        "---",
+        "",
+        f"# A BERT adapted with FedBT ({report['task']})",
+        "",
+        f"- Base: `{report['model']}` ({checkpoint.architecture.depth} blocks, hidden size "
+        f"{checkpoint.architecture.hidden}), fingerprint `{report['base_fingerprint'][:16]}`",
+        f"- Data: {report['data']}. It stayed at the {len(report['clients'])} clients; "
+        "label names and counts were shared.",
+        f"- Method: `{report['method']}`, {len(report['rounds'])} rounds, seed {report['seed']}",
+        f"- Cost, all clients together: {cost['train_flops'] / 1e12:.2f} TFLOP, "
+        f"{cost['uplink_bytes'] / 1e6:.1f} MB up, {cost['downlink_bytes'] / 1e6:.1f} MB down, "
+        f"{cost['client_seconds']:.0f} client seconds",
+        "",
+        "| central test set | before | after |",
+        "|---|---|---|",
+        *(scores or ["| (no central test set) | | |"]),
+        "",
+        "```python",
+        "from transformers import pipeline",
+        f'pipeline("{_PIPELINE[report["task"]]}", model="THIS_FOLDER")',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,49 @@
+"""A run's rounds as TensorBoard shows them: what rounds.jsonl holds, as scalars by round."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fedbt_app.costs.ledger import RoundEntry
+from fedbt_app.errors import FedBTError
+
+FOLDER, FILES = "tensorboard", "events.out.tfevents.*"
+COSTS = ("train_flops", "uplink_bytes", "downlink_bytes", "seconds")
+
+
+def board(output: Path, wanted: bool, done: int | None) -> Callable[[RoundEntry], None]:
+    """Return what writes a finished round into `tensorboard/` of `output`; it writes nothing unless `wanted`.
+
+    Parameters
+    ----------
+    done : rounds of the stopped run that this one goes on with; None for a new run, which drops an earlier one's files
+
+    Raises
+    ------
+    FedBTError
+        When TensorBoard is not installed, or the folder cannot be used; nothing is dropped then.
+    """
+    folder = output / FOLDER
+    try:
+        if wanted:
+            from torch.utils.tensorboard import SummaryWriter
+        for path in folder.glob(FILES) if done is None else ():
+            path.unlink()
+        if not wanted:
+            return lambda entry: None
+        # TensorBoard hides what it has of the rounds from `purge_step` on: this run does them again
+        writer = SummaryWriter(str(folder), purge_step=None if done is None else done + 1)
+    except ImportError:
+        raise FedBTError(
+            "tensorboard=true needs TensorBoard where the server runs: pip install 'fedbt-app[tensorboard]', or drop it"
+        ) from None
+    except OSError as error:
+        raise FedBTError(f"{folder} is unusable ({error.strerror}): choose another output-dir") from None
+
+    def add(entry: RoundEntry) -> None:
+        scalars = {f"cost/{name}": getattr(entry, name) for name in COSTS}
+        scalars |= {f"metrics/{name}": value for name, value in entry.metrics.items()}
+        for name, value in scalars.items():
+            writer.add_scalar(name, value, entry.round)
+        writer.flush()  # TensorBoard shows the round at once, and a crash loses none
+
+    return add

@@ -1,0 +1,61 @@
+"""How a client optimises."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a client optimises.
+
+    `tokens_per_batch` (0: no limit) bounds a batch's padded word pieces beside `batch_size`;
+    `micro_batch_size` (0: the batch) is how many examples run at once, their gradients added up.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    tokens_per_batch: int = 0
+    micro_batch_size: int = 0
+    checkpointing: bool = False
+
+
+class Optimizer:
+    """AdamW that steps each tensor within the backward pass, as soon as its gradient is whole, and drops that.
+
+    The same numbers as stepping all of them afterwards, without ever holding all gradients: nothing still to
+    come in the backward pass needs the values of a tensor whose gradient is whole. Weight decay is on matrices only:
+    biases and LayerNorm are left alone, as in BERT's own training.
+
+    Attributes
+    ----------
+    due : whether the coming backward pass completes the gradients; False lets them add up
+    """
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], settings: TrainSettings) -> None:
+        self.due = True
+        self._hooks = []
+        for parameter in parameters:
+            decay = settings.weight_decay if parameter.ndim > 1 else 0.0
+            own = torch.optim.AdamW([parameter], lr=settings.learning_rate, weight_decay=decay, fused=True)
+            # as torch would begin, but before there are activations: among those it would fragment the heap
+            own.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+            self._hooks.append(parameter.register_post_accumulate_grad_hook(partial(self._step, own)))
+
+    def _step(self, own: torch.optim.Optimizer, _: torch.Tensor) -> None:
+        if self.due:
+            own.step()
+            own.zero_grad(set_to_none=True)
+
+    def detach(self) -> None:
+        """Leave the tensors: later backward passes change nothing."""
+        for hook in self._hooks:
+            hook.remove()

@@ -1,0 +1,104 @@
+"""The frozen-prefix cache: what the blocks below every trained one give for each example, computed once.
+
+A file of float32 hidden states, one (T, H) slab an example, read and written by position, never mapped,
+so that it does not count as the process's memory. Its folder is named after what the states follow from
+(the base's file, number of blocks, the examples' word pieces, number format): a change of any is another
+cache. It lies in the folder of the run's parameter pool and goes with it: what an earlier run computed is
+computed again, so that a run's FLOPs are its own.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedbt_app.tasks.tasks import Batch
+
+_STATES, _FILLED = "states.f32", "filled.npy"
+
+
+class PrefixCache:
+    """Hidden states after `depth` blocks, for the examples of one client.
+
+    Attributes
+    ----------
+    nbytes : size of the file when every example is in it
+    hits, fills : examples read and written by this object
+    """
+
+    def __init__(self, folder: Path, depth: int, lengths: Sequence[int], hidden: int) -> None:
+        self.depth, self.hits, self.fills = depth, 0, 0
+        self._hidden, self._folder = hidden, folder
+        self._lengths = np.asarray(lengths, dtype=np.int64)
+        self._offsets = np.concatenate([[0], np.cumsum(self._lengths)])
+        self.nbytes = int(self._offsets[-1]) * hidden * 4
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(folder / _STATES, os.O_RDWR | os.O_CREAT)
+        os.ftruncate(self._file, self.nbytes)
+        self._filled = self._read_filled()
+
+    @classmethod
+    def open(
+        cls, root: Path, depth: int, rows: Sequence[Any], hidden: int, base: str, budget: int
+    ) -> "PrefixCache | None":
+        """Open the cache for `rows`; None when there is nothing to keep or it would exceed `budget` bytes.
+
+        `base` identifies weights and number format.
+        """
+        lengths = [len(row["input_ids"]) for row in rows]
+        if not depth or sum(lengths) * hidden * 4 > budget:
+            return None
+        key = hashlib.sha256(f"{base} {depth} {hidden}".encode())
+        for row in rows:
+            key.update(np.asarray(row["input_ids"], dtype=np.int32).tobytes() + b"|")
+        return cls(root / key.hexdigest(), depth, lengths, hidden)
+
+    def read(self, batch: Batch) -> torch.Tensor | None:
+        """Return the states of the batch's examples, (B, T, H) with zeros for padding; None if any is missing."""
+        if not all(self._filled[row] for row in batch.rows):
+            return None
+        states = np.zeros((*batch.input_ids.shape, self._hidden), dtype=np.float32)
+        for index, row in enumerate(batch.rows):
+            slab = states[index, : self._lengths[row]]
+            if os.preadv(self._file, [slab.reshape(-1).view(np.uint8).data], self._at(row)) != slab.nbytes:
+                return None
+        self.hits += len(batch.rows)
+        return torch.from_numpy(states)
+
+    def write(self, batch: Batch, states: torch.Tensor) -> None:
+        """Keep the states (B, T, H) of the batch's examples; on a full disk they are computed again next time."""
+        values = states.detach().to("cpu", torch.float32).numpy()
+        for index, row in enumerate(batch.rows):
+            slab = np.ascontiguousarray(values[index, : self._lengths[row]])
+            with contextlib.suppress(OSError):
+                self._filled[row] = os.pwrite(self._file, slab.data, self._at(row)) == slab.nbytes
+                self.fills += int(self._filled[row])
+
+    def close(self) -> None:
+        """See states onto the disk first and the note of what is filled second."""
+        partial = self._folder / f"{_FILLED}.{os.getpid()}.npy"
+        try:
+            if self.fills:
+                os.fsync(self._file)
+                np.save(partial, self._filled)
+                os.replace(partial, self._folder / _FILLED)
+        except OSError:  # a full disk: the note of before still holds
+            partial.unlink(missing_ok=True)
+        finally:
+            os.close(self._file)
+
+    def _at(self, row: int) -> int:
+        return int(self._offsets[row]) * self._hidden * 4
+
+    def _read_filled(self) -> np.ndarray:
+        try:
+            filled = np.load(self._folder / _FILLED)
+        except (OSError, ValueError):
+            return np.zeros(len(self._lengths), dtype=bool)
+        whole = filled.dtype == bool and filled.shape == self._lengths.shape
+        return filled if whole else np.zeros(len(self._lengths), dtype=bool)

@@ -1,0 +1,57 @@
+"""Ask many nodes at once and take their answers as they come, one in memory at a time."""
+
+import time
+from collections.abc import Iterator
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedbt_app.wire.records import serialised_bytes
+
+POLL_SECONDS = 0.25
+
+
+class Exchange:
+    """One round of messages of one type.
+
+    Flower's own `send_and_receive` holds every reply in memory; here the caller handles each before
+    the next is fetched, and may ask a node again meanwhile.
+    """
+
+    def __init__(self, grid: Grid, message_type: str, group: str, timeout: float) -> None:
+        self._grid, self._type, self._group = grid, message_type, group
+        self._deadline = time.monotonic() + timeout
+        self._waiting: dict[str, int] = {}  # message id -> node id
+        self.undelivered: list[int] = []  # nodes whose message Flower did not take
+
+    def send(self, node: int, content: RecordDict) -> int:
+        """Send `content` to `node`; returns the serialised bytes of the message, 0 if Flower did not take it."""
+        message = Message(content, dst_node_id=node, message_type=self._type, group_id=self._group)
+        # Measured before it is handed over: a simulation's workers pickle this very object, and measuring
+        # it meanwhile changes it under their hands.
+        size = serialised_bytes(message)
+        taken = [identifier for identifier in self._grid.push_messages([message]) if identifier]
+        if not taken:
+            self.undelivered.append(node)
+            return 0
+        self._waiting[taken[0]] = node
+        return size
+
+    def replies(self) -> Iterator[tuple[int, Message]]:
+        """Yield (node, reply) until every message is answered or the time is up."""
+        while self._waiting and time.monotonic() < self._deadline:
+            arrived = False
+            for identifier in list(self._waiting):  # asked for one by one: all at once would be in memory at once
+                for reply in self._grid.pull_messages([identifier]):
+                    # an answer that the link makes for a dead node comes from nobody: go by what it answers
+                    node = self._waiting.pop(reply.metadata.reply_to_message_id, None)
+                    if node is not None:
+                        arrived = True
+                        yield node, reply
+            if not arrived:
+                time.sleep(POLL_SECONDS)
+
+    @property
+    def silent(self) -> list[int]:
+        """The nodes that have not answered."""
+        return list(self._waiting.values())

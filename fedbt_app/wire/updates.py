@@ -1,0 +1,30 @@
+"""What brings a client's pool to the server's state of a part."""
+
+from dataclasses import dataclass
+
+from fedbt_app.codec.codec import Encoded
+from fedbt_app.parts import BASE, PartState
+
+DELTA, VALUE = "delta", "value"
+
+
+@dataclass(frozen=True)
+class Update:
+    """What brings one part of a client's pool one step, or all the way, to the server's state of it.
+
+    `kind` is DELTA (to be added to the version before) or VALUE (replaces whatever is there); `late`
+    marks a step that an up-to-date client had before, for the server's books: it is not sent.
+    """
+
+    part: str
+    kind: str
+    state: PartState
+    encoded: Encoded
+    late: bool = False
+
+    @property
+    def cause(self) -> str:
+        """Why it is sent: the ledger books `first_contact`, `round` and `catch_up` apart."""
+        if self.kind == DELTA:
+            return "catch_up" if self.late else "round"
+        return "first_contact" if self.state.version == BASE else "catch_up"

@@ -1,0 +1,227 @@
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+
+from fedbt_app.config import RunConfig
+from fedbt_app.data import examples
+from fedbt_app.data.sources import ENDINGS, Columns, checked, readers
+from fedbt_app.errors import FedBTError
+
+ROWS = [{"text": f"patient {number} is well", "label": "ab"[number % 2]} for number in range(40)]
+WORDS = [{"tokens": ["Acetaminophen", "helps", str(n)], "ner_tags": ["B-Drug", "O", "O"]} for n in range(20)]
+SECRET = "Mrs Smith was seen on the ward with a broken arm"
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    bare = path.name.removesuffix(".gz")
+    if bare.endswith(".csv"):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        content = text.getvalue().encode()
+    elif bare.endswith(".parquet"):
+        sink = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
+        content = sink.getvalue()
+    elif bare.endswith(".txt"):
+        content = "\n\n".join(row["text"] for row in rows).encode()
+    else:
+        content = "\n".join(json.dumps(row) for row in rows).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content) if path.name.endswith(".gz") else content)
+    return path
+
+
+def train(config: RunConfig) -> Columns:
+    return checked(config, readers(config)["train"](), "train")
+
+
+def raised(call: Callable[[], Any]) -> str:
+    with pytest.raises(FedBTError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert SECRET not in message
+    return message
+
+
+@pytest.mark.parametrize("zipped", ["", ".gz"])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_every_ending_gives_the_same_rows(ending: str, zipped: str, tmp_path: Path, config: Any) -> None:
+    file = write(tmp_path / f"notes{ending}{zipped}", ROWS)
+    texts = [row["text"] for row in ROWS]
+    assert train(config(dataset=str(file), task="mlm"))["text"] == texts
+    if ending != ".txt":
+        wanted = {"text": texts, "label": [row["label"] for row in ROWS]}
+        assert train(config(dataset=str(file))) == wanted
+
+
+def test_a_folder_is_read_by_its_file_names(tmp_path: Path, config: Any) -> None:
+    write(tmp_path / "data" / "train.csv", ROWS[:20])
+    write(tmp_path / "data" / "Validation.jsonl", ROWS[20:30])
+    write(tmp_path / "data" / "test.parquet.gz", ROWS[30:])
+    write(tmp_path / "data" / "notes.txt", ROWS)
+    found = readers(config(dataset=str(tmp_path / "data")))
+    assert {split: read()["text"] for split, read in found.items()} == {
+        split: [row["text"] for row in rows]
+        for split, rows in (("train", ROWS[:20]), ("validation", ROWS[20:30]), ("test", ROWS[30:]))
+    }
+
+
+def test_class_numbers_in_parquet_become_their_names(tmp_path: Path, config: Any) -> None:
+    names = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=names).to_parquet(tmp_path / "x.parquet")
+    found = train(config(dataset=str(tmp_path / "x.parquet")))
+    assert found["label"] == ["yes", "no"]
+    Dataset.from_dict({"text": ["a"], "label": [-1]}, features=names).to_parquet(tmp_path / "z.parquet")
+    assert "train row 1: column 'label' has no label" in raised(
+        lambda: train(config(dataset=str(tmp_path / "z.parquet")))
+    )
+    tags = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=["O", "B-X"]))})
+    rows = {"tokens": [["up", "down"]], "ner_tags": [[1, 0]]}
+    Dataset.from_dict(rows, features=tags).to_parquet(tmp_path / "y.parquet")
+    found = train(config(dataset=str(tmp_path / "y.parquet"), task="ner"))
+    assert found["ner_tags"] == [["B-X", "O"]]
+
+
+def test_plain_class_numbers_become_text(tmp_path: Path, config: Any) -> None:
+    file = write(tmp_path / "x.jsonl", [{"text": "up", "label": 3}, {"text": "down", "label": 0}])
+    assert train(config(dataset=str(file)))["label"] == ["3", "0"]
+
+
+def test_hub_data(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(name: str, subset: str | None, cache_dir: str) -> DatasetDict:
+        asked.append((name, subset))
+        kinds = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+        made = Dataset.from_dict({"text": ["up", "down", "left"], "label": [0, 1, 1]}, features=kinds)
+        return DatasetDict(train=made, test=made)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    found = config(dataset="someone/data", dataset_subset="small")
+    assert train(found)["label"] == ["no", "yes", "yes"]
+    assert asked == [("someone/data", "small")]
+    assert examples.describe(found) == "hub data set someone/data, subset small"
+
+
+def test_a_hub_that_cannot_be_reached(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*_: Any, **__: Any) -> None:
+        raise ConnectionError(SECRET)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    message = raised(lambda: train(config(dataset="someone/data")))
+    assert "dataset=someone/data could not be had from the hub (ConnectionError)" in message
+    assert "give the path of a local file or folder" in message
+
+
+@pytest.mark.parametrize("name", ["/no/such/place", "./none", "~/none-here", "notes.csv", "notes.jsonl.gz"])
+def test_missing_file(name: str, config: Any) -> None:
+    assert f"no such file: dataset={name}" in raised(lambda: train(config(dataset=name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", f'{{"text": "a", "label": "b"}}\n{SECRET}', "x.jsonl: line 2 is no JSON object"),
+        ("x.json", f'[{{"text": "{SECRET}"}}]', "x.json: line 1 is no JSON object"),
+        ("x.csv", f"text,label\n{SECRET},a,b", "x.csv: row 1 has more fields than the header"),
+        (
+            "x.csv",
+            f"{SECRET},1\nb,2",
+            "has no column 'text', only (a name of 48 characters), '1': set text-column",
+        ),
+        ("x.parquet", SECRET, "x.parquet cannot be read (Arrow"),
+        ("x.jsonl.gz", SECRET, "x.jsonl.gz cannot be read (BadGzipFile)"),
+        ("x.pdf", SECRET, "x.pdf is of no known kind"),
+        ("x.jsonl", "", "has no column 'text', only none"),
+        ("x.jsonl", '{"text": " ", "label": "b"}', "no row with text in column 'text'"),
+        ("x.jsonl", '{"text": 5, "label": "b"}', "train row 1: column 'text' holds no text"),
+        ("x.jsonl", f'{{"text": "{SECRET}", "label": null}}', "train row 1: column 'label' has no label"),
+    ],
+)
+def test_malformed_files(name: str, content: str, message: str, tmp_path: Path, config: Any) -> None:
+    (tmp_path / name).write_text(content)
+    assert message in raised(lambda: train(config(dataset=str(tmp_path / name))))
+
+
+def test_undecodable_text(tmp_path: Path, config: Any) -> None:
+    (tmp_path / "x.txt").write_bytes(b"caf\xe9")
+    message = raised(lambda: train(config(dataset=str(tmp_path / "x.txt"), task="mlm")))
+    assert message == "x.txt cannot be read (UnicodeDecodeError): mend or replace it"
+
+
+def test_folders_must_be_clear(tmp_path: Path, config: Any) -> None:
+    (tmp_path / "data").mkdir()
+    made = config(dataset=str(tmp_path / "data"))
+    assert "has no file train, validation or test" in raised(lambda: train(made))
+    write(tmp_path / "data" / "train.csv", ROWS)
+    write(tmp_path / "data" / "train.jsonl", ROWS)
+    assert "train.csv and train.jsonl are both split train" in raised(lambda: train(made))
+
+
+@pytest.mark.parametrize(
+    ("values", "missing"),
+    [
+        ({"text_column": "abstract"}, "'abstract', only 'text', 'label': set text-column"),
+        ({"label_column": "class"}, "'class', only 'text', 'label': set label-column"),
+        ({"task": "mlm", "text_column": "abstract"}, "'abstract', only 'text', 'label': set text-column"),
+        ({"task": "ner"}, "'tokens', only 'text', 'label': set tokens-column"),
+        ({"task": "ner", "tokens_column": "text"}, "'ner_tags', only 'text', 'label': set tags-column"),
+    ],
+)
+def test_missing_column(values: dict[str, str], missing: str, tmp_path: Path, config: Any) -> None:
+    file = write(tmp_path / "x.jsonl", ROWS)
+    assert f"split train has no column {missing}" in raised(lambda: train(config(dataset=str(file), **values)))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "tags", "message"),
+    [
+        (["a", "b"], ["O"], "train row 2 has 2 tokens but 1 tags"),
+        (["a", "b"], ["O", "Drug"], "train row 2: tag 2 of column 'ner_tags' is none of O, B-x, I-x"),
+        (["a"], ["B-"], "tag 1 of column"),
+        (["a"], [1], "tag 1 of column"),
+        (["a"], [SECRET], "tag 1 of column"),
+        ([None], ["O"], "token 1 of column 'tokens' is no text"),
+        ("a", "O", "columns 'tokens' and 'ner_tags' must hold lists"),
+    ],
+)
+def test_wrong_tags(tokens: Any, tags: Any, message: str, tmp_path: Path, config: Any) -> None:
+    file = write(tmp_path / "x.jsonl", [WORDS[0], {"tokens": tokens, "ner_tags": tags}])
+    assert message in raised(lambda: train(config(dataset=str(file), task="ner")))
+
+
+def test_label_outside_the_set(tmp_path: Path, config: Any) -> None:
+    file = write(tmp_path / "x.jsonl", ROWS)
+    assert "has the label 'b', not one of a,c" in raised(lambda: train(config(dataset=str(file), labels="a,c")))
+    assert train(config(dataset=str(file), labels="b,a"))["label"] == [row["label"] for row in ROWS]
+    file = write(tmp_path / "y.jsonl", WORDS)
+    message = raised(lambda: train(config(dataset=str(file), task="ner", labels="O,B-Disease")))
+    assert "train row 1 has the label 'B-Drug', not one of O,B-Disease" in message
+    file = write(tmp_path / "z.jsonl", [{"text": "a", "label": SECRET}])
+    assert "(a name of 48 characters)" in raised(lambda: train(config(dataset=str(file), labels="a")))
+
+
+def test_rows_without_text_are_dropped(tmp_path: Path, config: Any) -> None:
+    file = write(tmp_path / "x.jsonl", [*ROWS[:4], {"text": None, "label": "a"}, {"text": "  ", "label": None}])
+    found = train(config(dataset=str(file)))
+    assert found["text"] == [row["text"] for row in ROWS[:4]]
+    empty = [
+        {"tokens": [], "ner_tags": []},
+        {"tokens": None, "ner_tags": None},
+        {"tokens": [" "], "ner_tags": ["O"]},
+    ]
+    file = write(tmp_path / "y.jsonl", [*WORDS[:3], *empty])
+    found = train(config(dataset=str(file), task="ner"))
+    assert found["tokens"] == [row["tokens"] for row in WORDS[:3]]

@@ -1,0 +1,240 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from seqeval.metrics import f1_score as entity_f1
+from seqeval.metrics import precision_score, recall_score
+from sklearn.metrics import accuracy_score, f1_score, log_loss
+
+from fedbt_app.errors import FedBTError
+from fedbt_app.tasks.tasks import (
+    IGNORED,
+    Batch,
+    Collator,
+    Scores,
+    SpecialTokens,
+    majority_score,
+    merge_labels,
+    special_tokens,
+)
+
+PAD, MASK, VOCABULARY = 0, 4, 1000
+TOKENS = SpecialTokens(PAD, MASK, (0, 1, 2, 3, 4), VOCABULARY)
+CLASSES = ("heart", "kidney", "liver")
+TAGS = ("B-x", "I-x", "O")
+
+
+def rows_of(lengths: list[int], seed: int = 0) -> list[dict[str, Any]]:
+    """Return rows of so many pieces between [CLS] and [SEP], every tenth of them [UNK]."""
+    generator = np.random.default_rng(seed)
+    made = []
+    for length in lengths:
+        ids = generator.integers(5, VOCABULARY, length)
+        ids[::10] = 1
+        made.append({"input_ids": [2, *ids.tolist(), 3]})
+    return made
+
+
+def masked(rows: list[dict[str, Any]], seed: int = 0, share: float = 0.15) -> Batch:
+    return Collator("mlm", TOKENS, mask_probability=share)(rows, np.random.default_rng(seed))
+
+
+# Batches ------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_padded_to_a_multiple_of_eight_and_the_mask_says_where() -> None:
+    batch = masked(rows_of([9, 3, 17]))
+    assert batch.input_ids.shape == (3, 24)
+    assert batch.mask is not None
+    assert batch.mask.sum(1).tolist() == [11, 5, 19]
+    assert (batch.input_ids[~batch.mask] == PAD).all()
+    assert batch.shape == (3, 24, batch.positions.shape[1], True)
+
+
+def test_rows_of_one_length_are_not_padded_and_need_no_mask() -> None:
+    batch = masked(rows_of([9, 9]))
+    assert batch.mask is None
+    assert batch.shape == (2, 11, batch.positions.shape[1], False)
+
+
+def test_special_tokens_are_read_off_the_tokenizer(tiny_bert: Any) -> None:
+    from transformers import AutoTokenizer
+
+    found = special_tokens(AutoTokenizer.from_pretrained(tiny_bert))
+    assert (found.pad, found.mask, sorted(found.special)) == (0, 4, [0, 1, 2, 3, 4])
+    assert found.vocabulary == len((tiny_bert / "vocab.txt").read_text().splitlines())
+
+
+# Masking ------------------------------------------------------------------------------------------------------
+
+
+def test_fifteen_percent_are_predicted_of_which_80_10_10_are_masked_replaced_and_kept() -> None:
+    rows = rows_of([200] * 400)
+    batch = masked(rows)
+    original = torch.tensor([row["input_ids"] for row in rows])
+    chosen = batch.labels != IGNORED
+    candidates = int((original > 4).sum())
+    assert int(chosen.sum()) == pytest.approx(0.15 * candidates, rel=0.005)
+    seen = batch.input_ids.gather(1, batch.positions)[chosen]
+    truth = batch.labels[chosen]
+    count = len(seen)  # about 10 800: one standard deviation of a share is below 0.004
+    assert int((seen == MASK).sum()) / count == pytest.approx(0.8, abs=0.016)
+    assert int((seen == truth).sum()) / count == pytest.approx(0.1, abs=0.012)
+    assert int(((seen != MASK) & (seen != truth)).sum()) / count == pytest.approx(0.1, abs=0.012)
+
+
+def test_labels_are_the_original_pieces_and_no_other_position_is_touched() -> None:
+    rows = rows_of([30, 12, 7])
+    batch = masked(rows, share=0.4)
+    for row, ids in enumerate(item["input_ids"] for item in rows):
+        kept = batch.labels[row] != IGNORED
+        positions = batch.positions[row][kept].tolist()
+        assert len(set(positions)) == len(positions)
+        assert [ids[at] for at in positions] == batch.labels[row][kept].tolist()
+        rest = [at for at in range(len(ids)) if at not in positions]
+        assert [ids[at] for at in rest] == batch.input_ids[row][rest].tolist()
+
+
+@pytest.mark.parametrize("share", [0.15, 0.9])
+def test_neither_special_tokens_nor_padding_are_ever_predicted(share: float) -> None:
+    for seed in range(20):
+        batch = masked(rows_of([40, 3, 11, 1], seed), seed, share)
+        chosen = batch.labels[batch.labels != IGNORED]
+        assert not set(chosen.tolist()) & set(TOKENS.special)
+        lengths = torch.tensor([[42], [5], [13], [3]])
+        assert (batch.positions < lengths).all()
+
+
+def test_a_row_without_anything_to_predict_is_carried_along() -> None:
+    batch = masked([{"input_ids": [2, 1, 3]}, {"input_ids": [2, 9, 3]}])
+    assert (batch.labels != IGNORED).sum(1).tolist() == [0, 1]
+
+
+def test_short_rows_predict_at_least_one_piece() -> None:
+    batch = masked([{"input_ids": [2, 9, 3]}, {"input_ids": [2, 8, 7, 3]}], share=0.01)
+    assert (batch.labels != IGNORED).sum(1).tolist() == [1, 1]
+
+
+def test_masking_is_decided_by_the_generator() -> None:
+    rows = rows_of([50, 40])
+    one, same, other = masked(rows, 1), masked(rows, 1), masked(rows, 2)
+    for name in ("input_ids", "positions", "labels"):
+        assert torch.equal(getattr(one, name), getattr(same, name))
+    assert not torch.equal(one.positions, other.positions)
+
+
+def test_collating_does_not_change_the_rows() -> None:
+    rows = rows_of([20])
+    masked(rows)
+    assert rows == rows_of([20])
+
+
+# Classes and tags ---------------------------------------------------------------------------------------------
+
+
+def test_classification_reads_the_first_position() -> None:
+    rows = [row | {"label": label} for row, label in zip(rows_of([5, 3]), ("liver", "heart"), strict=True)]
+    batch = Collator("classification", TOKENS, CLASSES)(rows, np.random.default_rng(0))
+    assert batch.positions.tolist() == [[0], [0]]
+    assert batch.labels.tolist() == [[2], [0]]
+
+
+def test_ner_reads_the_first_piece_of_each_word() -> None:
+    rows = [
+        {"input_ids": [2, 10, 11, 12, 13, 3], "tags": ["", "B-x", "", "I-x", "O", ""]},
+        {"input_ids": [2, 14, 3], "tags": ["", "O", ""]},
+        {"input_ids": [2, 3], "tags": ["", ""]},
+    ]
+    batch = Collator("ner", TOKENS, TAGS)(rows, np.random.default_rng(0))
+    assert batch.positions[0][:3].tolist() == [1, 3, 4]
+    assert batch.labels[0][:3].tolist() == [0, 1, 2]
+    assert (batch.positions[1][0], batch.labels[1][0]) == (1, 2)
+    assert (batch.labels != IGNORED).sum(1).tolist() == [3, 1, 0]
+    assert not batch.positions[batch.labels == IGNORED].any()
+
+
+@pytest.mark.parametrize("task", ["classification", "ner"])
+def test_a_label_outside_the_set_is_an_error_that_names_the_set(task: str) -> None:
+    row = {"input_ids": [2, 9, 3], "label": "lung", "tags": ["", "lung", ""]}
+    with pytest.raises(FedBTError, match=r"label 'lung' is not in the label set \(heart, kidney, liver\)"):
+        Collator(task, TOKENS, CLASSES)([row], np.random.default_rng(0))
+
+
+# Metrics ------------------------------------------------------------------------------------------------------
+
+
+def scored(task: str, labels: tuple[str, ...], logits: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
+    scores = Scores(task, labels)
+    for start in range(0, len(truth), 4):  # in batches, the last of them short
+        scores.add(logits[start : start + 4], truth[start : start + 4])
+    return scores.metrics()
+
+
+def test_classification_metrics_are_those_of_sklearn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, truth = torch.randn(50, 1, 3, generator=generator), torch.randint(0, 3, (50, 1), generator=generator)
+    found, flat, guess = scored("classification", CLASSES, logits, truth), truth[:, 0], logits.argmax(-1)[:, 0]
+    assert found["accuracy"] == pytest.approx(accuracy_score(flat, guess))
+    assert found["macro_f1"] == pytest.approx(f1_score(flat, guess, average="macro"))
+    assert found["loss"] == pytest.approx(log_loss(flat, logits[:, 0].softmax(-1), labels=[0, 1, 2]), rel=1e-5)
+
+
+def test_macro_f1_counts_a_class_that_was_never_guessed_as_zero() -> None:
+    logits = torch.tensor([[[9.0, 0, 0]]] * 4)
+    found = scored("classification", CLASSES, logits, torch.tensor([[0], [0], [1], [1]]))
+    assert found["accuracy"] == 0.5
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_mlm_metrics_cover_the_loss_positions_only() -> None:
+    logits = torch.zeros(2, 2, 4)
+    logits[0, 0, 1] = logits[1, 0, 2] = 3.0
+    truth = torch.tensor([[1, IGNORED], [1, IGNORED]])
+    found = scored("mlm", (), logits, truth)
+    assert found["accuracy"] == 0.5
+    assert found["perplexity"] == pytest.approx(float(np.exp(found["loss"])))
+    assert found["loss"] == pytest.approx(
+        float(torch.nn.functional.cross_entropy(logits[:, 0], torch.tensor([1, 1]))), rel=1e-6
+    )
+
+
+def test_ner_metrics_are_seqevals_over_entities() -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits, truth = torch.randn(30, 9, 3, generator=generator), torch.randint(0, 3, (30, 9), generator=generator)
+    truth[::3, 5:] = IGNORED
+    found = scored("ner", TAGS, logits, truth)
+    true, guess = [], []
+    for own, predicted in zip(truth, logits.argmax(-1), strict=True):
+        kept = own != IGNORED
+        true.append([TAGS[label] for label in own[kept]])
+        guess.append([TAGS[label] for label in predicted[kept]])
+    assert found["f1"] == pytest.approx(entity_f1(true, guess))
+    assert found["precision"] == pytest.approx(precision_score(true, guess))
+    assert found["recall"] == pytest.approx(recall_score(true, guess))
+    assert 0 < found["f1"] < 1
+
+
+@pytest.mark.parametrize("task", ["mlm", "classification", "ner"])
+def test_no_rows_give_finite_metrics(task: str) -> None:
+    assert all(np.isfinite(value) for value in Scores(task, TAGS).metrics().values())
+
+
+# Labels -------------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_merged_sorted_whatever_the_order_of_the_clients() -> None:
+    reported = [["liver", "heart"], ["kidney"], [], ["heart"]]
+    assert merge_labels("classification", reported) == merge_labels("classification", reported[::-1]) == CLASSES
+    assert merge_labels("mlm", [[], []]) == ()
+
+
+def test_every_entity_type_gets_both_of_its_tags() -> None:
+    merged = merge_labels("ner", [["B-Drug", "O"], ["I-Disease"]])
+    assert merged == ("B-Disease", "B-Drug", "I-Disease", "I-Drug", "O")
+    assert merge_labels("ner", [["O"]]) == ("O",)
+
+
+def test_the_majority_score_is_the_share_of_the_most_frequent_class() -> None:
+    assert majority_score({"a": 3, "b": 1}) == 0.75
+    assert majority_score({}) == 0.0
