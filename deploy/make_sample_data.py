@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200, help="rows a hospital, and of the test set; 0 for all")
     parser.add_argument("folder", type=Path, help="gets hospital-a/train.jsonl, .., server/test.jsonl")
     options = parser.parse_args()
-    splits = phenotypes.rows("classification")
+    splits = phenotypes.classified_terms()
     for rows in splits.values():  # they come in the order of the ontology, one organ system after the other
         random.Random(7).shuffle(rows)
     for index, hospital in enumerate(HOSPITALS):

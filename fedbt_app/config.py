@@ -6,17 +6,20 @@ override the keys written there; a test holds the two lists equal.
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fedbt_app.aggregation import OPTIMIZERS, RULES
+from fedbt_app.choices import made
 from fedbt_app.codec.formats import CODECS
 from fedbt_app.errors import FedBTError
-from fedbt_app.plan import AUTO, DEPTH_METHODS, METHODS
+from fedbt_app.plan import AUTO, DEPTH_METHODS, METHODS, RunPlan
+from fedbt_app.privacy import mechanisms
+from fedbt_app.tasks import TASKS
 
 APP_DIR = Path(__file__).resolve().parent.parent
-TASKS = ("mlm", "classification", "ner")
 PARTITIONERS = ("iid", "dirichlet", "size-skewed", "natural")
 NODE_KEYS = (  # that a node may set for itself, by the same name
     *("local-depth", "device", "cache-dir", "pool-dir"),
@@ -26,7 +29,7 @@ EMBEDDED, NO_DATA = "embedded", "none"
 MOST_LABELS, LONGEST_LABEL = 5000, 100  # names and characters: more is text that stands in the wrong column
 
 
-def key(doc: str, choices: tuple[str, ...] = (), at_least: float | None = None, at_most: float | None = None) -> Any:
+def key(doc: str, choices: Collection[str] = (), at_least: float | None = None, at_most: float | None = None) -> Any:
     """Declare one config key: its text for docs/config.md and its bounds."""
     return field(metadata={"doc": doc, "choices": choices, "at_least": at_least, "at_most": at_most})
 
@@ -36,7 +39,7 @@ class RunConfig:
     """What one run does. Field `local_epochs` is the key `local-epochs`."""
 
     task: str = key("What is trained.", TASKS)
-    method: str = key("What clients train and exchange; one row of the table in plan.py.", tuple(METHODS))
+    method: str = key("What clients train and exchange; one row of the table in plan.py.", METHODS)
     schedule: str = key(
         "Blocks that each round trains (fedbt, fedbt-lora): `paper`, the published order; `auto`, the same above "
         "6 blocks, and up to 6 what our own measurements chose (docs/methods.md); or your own: rounds parted by `;`, "
@@ -103,6 +106,16 @@ class RunConfig:
     static_maskings: int = key("Fixed maskings of each row with masking=static.", at_least=1)
     lora_rank: int = key("Rank of the adapters (lora, fedbt-lora).", at_least=1)
     lora_alpha: float = key("Scale of the adapters: alpha / rank.", at_least=0)
+    aggregation: str = key("How a round's deltas become one: `mean`, weighted by examples (FedAvg).")
+    server_optimizer: str = key(
+        "What the server makes of that: `momentum` adds server-momentum times a part's last step to its next one "
+        "(FedAvgM); with none it is FedAvg."
+    )
+    privacy: str = key(
+        "Mechanisms that treat each client's deltas before they are encoded there and after they are decoded on the "
+        "server: names with commas, in order, or empty. None ships with this version (CONTRIBUTING.md says how to add "
+        "one)."
+    )
     server_momentum: float = key(
         "Share of a part's last step that the server adds to its next one (FedAvgM); nothing more is computed on the "
         "clients or sent.",
@@ -164,8 +177,11 @@ class RunConfig:
             raise FedBTError("partition-weights is only used by partitioner=size-skewed: set that or drop the weights")
         if len(set(self.label_names)) < len(self.label_names):
             raise FedBTError(f"labels={self.labels} names a label twice: name each once")
-        if self.labels and self.task == "mlm":
-            raise FedBTError("labels is set but task=mlm has none: drop labels or choose another task")
+        if self.labels and not TASKS[self.task].label_key:
+            raise FedBTError(f"labels is set but task={self.task} has none: drop labels or choose another task")
+        made(RULES, self.aggregation, self)
+        made(OPTIMIZERS, self.server_optimizer, self)
+        mechanisms(self)
         if self.min_replies > self.min_clients:
             raise FedBTError(
                 f"min-replies={self.min_replies} is more than min-clients={self.min_clients}: raise min-clients, so "
@@ -192,9 +208,11 @@ class RunConfig:
     @property
     def fixed_versions(self) -> int:
         """How many versions of each row there are, one a round in turn; 0 where each epoch makes its own (mlm)."""
-        if self.task != "mlm":
-            return 1
-        return self.static_maskings if self.masking == "static" else 0
+        return TASKS[self.task].versions(self)
+
+    def plan(self, depth: int) -> RunPlan:
+        """Return what the run trains of a model of `depth` blocks; FedBTError when the schedule does not fit it."""
+        return RunPlan(METHODS[self.method], TASKS[self.task], depth, self.num_rounds, self.schedule, self.seed)
 
     @property
     def output_folder(self) -> Path:

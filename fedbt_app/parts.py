@@ -6,6 +6,7 @@ tensors by their names in transformers' own model (the *canonical* names), its s
 
 import math
 from dataclasses import dataclass
+from enum import Enum
 
 EMBEDDINGS, HEAD = "embeddings", "head"
 
@@ -36,3 +37,11 @@ class PartState:
 
     version: int
     digest: str
+
+
+class HeadKind(Enum):
+    """What the output head reads and puts out; the value is transformers' class for models with such a head."""
+
+    MASKED_LM = "AutoModelForMaskedLM"  # a word piece at each position
+    SEQUENCE = "AutoModelForSequenceClassification"  # one output a row
+    TOKEN = "AutoModelForTokenClassification"  # one output a position

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedbt_app.config import APP_DIR, NO_DATA, RunConfig
 from fedbt_app.errors import FedBTError
+from fedbt_app.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _model(config: RunConfig) -> str:
 
     checkpoint = Checkpoint(find_model(config.model))
     arch = checkpoint.architecture
-    fingerprint = checkpoint.fingerprint(config.task)[:12]
+    fingerprint = checkpoint.fingerprint(TASKS[config.task].head)[:12]
     return f"{config.model}: {arch.depth} blocks, hidden {arch.hidden}, fingerprint {fingerprint}"
 
 

@@ -6,11 +6,14 @@ import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedbt_app.config import RunConfig, defaults, parse_assignment
-from fedbt_app.encoders.bert import PRESETS, Architecture
+from fedbt_app.cli.presets import PRESETS
 from fedbt_app.errors import FedBTError
+
+if TYPE_CHECKING:
+    from fedbt_app.encoders.architecture import Architecture
 
 SIMULATED_CLIENTS = 4
 
@@ -125,17 +128,19 @@ def _plan(options: argparse.Namespace) -> None:
     for name, value in (("--num-labels", options.num_labels), ("--examples", options.examples)):
         if value < 1:
             raise FedBTError(f"{name} {value} is too few: give at least 1")
-    arch = PRESETS[options.arch] if options.arch else _architecture(config.model)
     print_preview(
-        preview(config, arch, options.num_labels, options.examples),
+        preview(config, _architecture(options.arch, config.model), options.num_labels, options.examples),
         f"{config.method}, {config.task}, {options.arch or config.model}: one client, {options.examples} rows of "
         f"{config.max_length} pieces, batch {config.batch_size}",
     )
 
 
-def _architecture(model: str) -> Architecture:
+def _architecture(preset: str | None, model: str) -> "Architecture":
+    from fedbt_app.encoders.architecture import Architecture
     from fedbt_app.model.checkpoint import find_model, read_config
 
+    if preset:
+        return Architecture.from_config(PRESETS[preset], preset)
     folder = find_model(model)
     return Architecture.from_config(read_config(folder), str(folder))
 

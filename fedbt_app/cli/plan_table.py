@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 
 from fedbt_app.codec.formats import CODECS
 from fedbt_app.config import RunConfig
-from fedbt_app.costs import cost_model
-from fedbt_app.costs.cost_model import RoundCosts
-from fedbt_app.encoders.bert import Architecture
-from fedbt_app.plan import frozen_prefix
+from fedbt_app.costs.cost_model import BYTES, CostModel, RoundCosts
+from fedbt_app.costs.formulas import StepShape
+from fedbt_app.encoders.architecture import Architecture
+from fedbt_app.plan import RoundPlan, full_plan
+from fedbt_app.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Preview:
     @property
     def bytes_ratio(self) -> float:
         """Bytes each way over all rounds, against full-model federated averaging."""
-        return sum(one.exchange_bytes for one in self.rounds) / (len(self.rounds) * self.full_bytes)
+        return self._mean_bytes / self.full_bytes
 
     @property
     def flops_ratio(self) -> float:
@@ -47,41 +48,67 @@ class Preview:
         return self._mean_flops / self.same_step_flops
 
     @property
+    def mean_amounts(self) -> list[str]:
+        """The cells of the mean over all rounds; of memory the largest."""
+        largest = max(costs.memory_bytes for costs in self.rounds)
+        return self.amounts(self._mean_flops, self._mean_bytes, largest)
+
+    def amounts(self, flops: float, size: float, memory: float) -> list[str]:
+        """Return the cells under HEADS for the FLOPs of a step, the bytes of an exchange and of memory."""
+        return [
+            f"{self.steps * flops / 1e12:.2f}",
+            f"{100 * flops / self.stock_step_flops:.1f} %",
+            f"{100 * flops / self.same_step_flops:.1f} %",
+            f"{size / 1e6:.2f}",
+            f"{100 * size / self.full_bytes:.2f} %",
+            f"{memory / 1e9:.2f}",
+        ]
+
+    @property
     def _mean_flops(self) -> float:
-        return sum(one.step_flops for one in self.rounds) / len(self.rounds)
+        return sum(costs.step_flops for costs in self.rounds) / len(self.rounds)
+
+    @property
+    def _mean_bytes(self) -> float:
+        return sum(costs.exchange_bytes for costs in self.rounds) / len(self.rounds)
 
 
-def preview(config: RunConfig, arch: Architecture, num_labels: int, examples: int) -> Preview:
+def preview(config: RunConfig, architecture: Architecture, num_labels: int, examples: int) -> Preview:
     """Predict a run of `config` for a client of `examples` full-length rows, the frozen-prefix cache included."""
-    shape = cost_model.default_shape(config.task, config.batch_size, config.max_length, config.mask_probability)
-    full = cost_model.round_costs(arch, config.task, num_labels, cost_model.full_plan(arch.depth), shape)
-    rounds = cost_model.predict_rounds(
-        *(arch, config.task, config.method, num_labels, config.num_rounds, config.local_depth),
-        *(shape, config.lora_rank, config.codec, config.schedule),
-    )
-    depth = frozen_prefix(
-        config.method, config.task, arch.depth, config.local_depth, config.num_rounds, config.schedule
-    )
-    size = examples * config.max_length * arch.hidden * cost_model.BYTES * config.fixed_versions
-    cached = bool(depth) and 0 < size <= config.prefix_cache_gb * 1e9
+    model = CostModel(architecture, TASKS[config.task], num_labels, rank=config.lora_rank, codec=config.codec)
+    in_float32 = replace(model, codec="float32")
+    shape = model.full_shape(config.batch_size, config.max_length, config.mask_probability)
+    full = in_float32.round(full_plan(architecture.depth), shape)
+    run_plan = config.plan(architecture.depth)
+    rounds = [model.round(plan, shape) for plan in run_plan.rounds(local_depth=config.local_depth)]
+    frozen = run_plan.frozen_prefix(config.local_depth)
+    size = examples * config.max_length * architecture.hidden * BYTES * config.fixed_versions
+    cached = bool(frozen) and 0 < size <= config.prefix_cache_gb * 1e9
     if cached:
-        prefix = cost_model.prefix_flops(arch, depth, shape.batch, shape.length)
-        for index, one in enumerate(rounds):
-            above = cost_model.step_flops(arch, config.task, num_labels, one.plan, shape, config.lora_rank, start=depth)
-            fills = prefix // config.local_epochs if index < config.fixed_versions else 0
-            rounds[index] = replace(one, step_flops=above + fills)
+        rounds = [_over_cache(config, model, costs, shape, frozen) for costs in rounds]
     return Preview(
         rounds=rounds,
         steps=math.ceil(examples / config.batch_size) * config.local_epochs,
-        stock_step_flops=cost_model.stock_step_flops(arch, config.task, num_labels, shape.batch, shape.length),
+        stock_step_flops=model.stock_step_flops(shape.batch, shape.length),
         same_step_flops=full.step_flops,
         full_bytes=full.exchange_bytes,
         full_memory=full.memory_bytes,
         codec=config.codec,
-        frozen_blocks=depth,
+        frozen_blocks=frozen,
         cache_bytes=size,
         cached=cached,
     )
+
+
+def _over_cache(config: RunConfig, model: CostModel, costs: RoundCosts, shape: StepShape, frozen: int) -> RoundCosts:
+    """Return a round's costs over the cache of the frozen blocks' output, which its first epoch fills."""
+    flops = model.step_flops(costs.plan, shape, start=frozen)
+    if costs.plan.round < config.fixed_versions:
+        flops += model.prefix_flops(frozen, shape.batch, shape.length) // config.local_epochs
+    return replace(costs, step_flops=flops)
+
+
+HEADS = ("TFLOP", "of stock\nfull", "of same-\nopt. full", "MB each\nway", "of full", "memory\nGB (est.)")
 
 
 def print_preview(shown: Preview, title: str) -> None:
@@ -94,62 +121,37 @@ def print_preview(shown: Preview, title: str) -> None:
     table.add_column("round", justify="right")
     table.add_column("trained blocks", no_wrap=True)
     table.add_column("local\nblocks", justify="right", no_wrap=True)
-    for head in (
-        "TFLOP",
-        "of stock\nfull",
-        "of same-\nopt. full",
-        "MB each\nway",
-        "of full",
-        "memory\nGB (est.)",
-    ):
+    for head in HEADS:
         table.add_column(head, justify="right", no_wrap=True)
-
-    def row(name: str, blocks: str, depth: str, flops: float, size: float, memory: float) -> None:
-        table.add_row(
-            *(
-                name,
-                blocks,
-                depth,
-                f"{shown.steps * flops / 1e12:.2f}",
-                f"{100 * flops / shown.stock_step_flops:.1f} %",
-            ),
-            *(f"{100 * flops / shown.same_step_flops:.1f} %", f"{size / 1e6:.2f}"),
-            *(f"{100 * size / shown.full_bytes:.2f} %", f"{memory / 1e9:.2f}"),
-        )
-
-    for one in shown.rounds:
-        plan = one.plan
-        blocks = _ranges(plan.trained_blocks) + (" + embeddings" if plan.embeddings else "")
-        blocks += " (adapters)" if plan.adapters else ""
-        row(
-            *(str(plan.round + 1), f"{blocks} + head", str(len(plan.local_blocks))),
-            *(one.step_flops, one.exchange_bytes, one.memory_bytes),
-        )
+    for costs in shown.rounds:
+        plan = costs.plan
+        amounts = shown.amounts(costs.step_flops, costs.exchange_bytes, costs.memory_bytes)
+        table.add_row(str(plan.round + 1), _trained(plan), str(len(plan.local_blocks)), *amounts)
     table.add_section()
-    count = len(shown.rounds)
-    mean_flops = sum(one.step_flops for one in shown.rounds) / count
-    mean_bytes = sum(one.exchange_bytes for one in shown.rounds) / count
-    row(
-        "mean",
-        f"over {count} rounds",
-        "",
-        mean_flops,
-        mean_bytes,
-        max(one.memory_bytes for one in shown.rounds),
-    )
-    row("full", "all (stock step)", "", shown.stock_step_flops, shown.full_bytes, shown.full_memory)
+    table.add_row("mean", f"over {len(shown.rounds)} rounds", "", *shown.mean_amounts)
+    full = shown.amounts(shown.stock_step_flops, shown.full_bytes, shown.full_memory)
+    table.add_row("full", "all (stock step)", "", *full)
     console = Console()
     console.width = max(console.width, 104)
     console.print(table)
-    console.print(
-        f"bytes each way with codec={shown.codec}{' before zstd' if CODECS[shown.codec].zstd else ''}: "
+    console.print(_below(shown), highlight=False, soft_wrap=True)
+
+
+def _below(shown: Preview) -> str:
+    before_zstd = " before zstd" if CODECS[shown.codec].zstd else ""
+    return (
+        f"bytes each way with codec={shown.codec}{before_zstd}: "
         f"{100 * shown.bytes_ratio:.2f} % of full-model averaging in float32; compute: "
         f"{100 * shown.flops_ratio:.1f} % of the stock full-model step, {100 * shown.flops_ratio_same:.1f} % of "
         "full-model training with the same optimisations; memory is an estimate, the mean row's the largest"
-        f"{_about_cache(shown)}",
-        highlight=False,
-        soft_wrap=True,
+        f"{_about_cache(shown)}"
     )
+
+
+def _trained(plan: RoundPlan) -> str:
+    embeddings = " + embeddings" if plan.embeddings else ""
+    adapters = " (adapters)" if plan.adapters else ""
+    return f"{_ranges(plan.trained_blocks)}{embeddings}{adapters} + head"
 
 
 def _about_cache(shown: Preview) -> str:

@@ -5,7 +5,8 @@ parameter pool and the tokenised-data cache.
 """
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,24 +14,30 @@ from typing import Any
 import torch
 
 from fedbt_app.client.pool import ParameterPool
-from fedbt_app.codec.codec import decode
+from fedbt_app.codec.codec import Encoded, decode
 from fedbt_app.codec.feedback import encode_with_feedback
 from fedbt_app.config import RunConfig
-from fedbt_app.costs.cost_model import StepShape, full_plan, prefix_flops, step_flops, stock_step_flops
+from fedbt_app.costs.cost_model import CostModel
+from fedbt_app.costs.formulas import StepShape
 from fedbt_app.costs.ledger import ClientCosts
 from fedbt_app.costs.meter import FlopMeter, Stopwatch
 from fedbt_app.data import examples
 from fedbt_app.errors import FedBTError, without_folders
 from fedbt_app.model.checkpoint import Checkpoint, find_model
 from fedbt_app.model.device import pick_device, use_bfloat16
-from fedbt_app.model.local_model import build, whole_plan
+from fedbt_app.model.local_model import LocalModel, build
 from fedbt_app.model.weights import Weights, model_spec
 from fedbt_app.parts import PartState
-from fedbt_app.plan import frozen_prefix
-from fedbt_app.tasks.tasks import Collator, mask_once, special_tokens
+from fedbt_app.plan import untrained_plan
+from fedbt_app.privacy import mechanisms
+from fedbt_app.privacy.base import Mechanism
+from fedbt_app.tasks import TASKS
+from fedbt_app.tasks.base import Reading, SpecialTokens
+from fedbt_app.tasks.batch import Collator, special_tokens
 from fedbt_app.tensors import Tensors, digest
 from fedbt_app.training import train
-from fedbt_app.training.prefix_cache import PrefixCache
+from fedbt_app.training.optimizer import TrainSettings
+from fedbt_app.training.prefix_cache import FrozenBlocks, PrefixCache
 from fedbt_app.training.train import EVALUATION_BATCH, TrainResult
 from fedbt_app.wire.messages import LACKING, Capabilities, Reply, Request
 from fedbt_app.wire.updates import DELTA, Update
@@ -41,14 +48,10 @@ class Client:
 
     def __init__(self, run_config: Mapping[str, Any], node_config: Mapping[str, Any]) -> None:
         self.config = RunConfig.load(run_config).with_node(node_config)
+        self.task = TASKS[self.config.task]
         self.device = pick_device(self.config.device)
-        partition = (node_config.get("partition-id"), node_config.get("num-partitions"))
-        self._partition = None
-        if "data-path" not in node_config:
-            if not all(isinstance(value, int) for value in partition):
-                raise FedBTError("the node has neither data-path nor partition-id and num-partitions: set data-path")
-            self._partition = (int(partition[0]), int(partition[1]))  # type: ignore[arg-type]
-        self.name = str(node_config.get("name", f"client-{partition[0]}" if partition[0] is not None else "client"))
+        self._partition = _partition(node_config)
+        self.name = _name(node_config)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -64,7 +67,7 @@ class Client:
         """Say what this site has and can: names and counts only."""
         return Capabilities(
             name=self.name,
-            fingerprint=self.checkpoint.fingerprint(self.config.task),
+            fingerprint=self.checkpoint.fingerprint(self.task.head),
             base=without_folders(self.config.model),
             examples=len(self._data.train),
             heldout=len(self._data.heldout),
@@ -78,40 +81,21 @@ class Client:
         """Bring the pool up to date, train the plan's blocks on the local rows, return their deltas."""
         if request.plan is None:
             raise FedBTError("the server asked for training without a plan: update FedBT on both sides")
-        config, plan, watch, meter = self.config, request.plan, Stopwatch(self.device), FlopMeter()
+        watch, meter = Stopwatch(self.device), FlopMeter()
         pool = self._pool(request)
-        weights = Weights(self.checkpoint, pool.tensors, model_spec(config, request.labels))
+        weights = Weights(self.checkpoint, pool.tensors, model_spec(self.config, request.labels))
         held = synchronise(pool, weights, request)
         if held != request.sync.expected:
             return Reply(LACKING, held=held)
-        local = build(weights, plan, self.device, self._bfloat16)
-        settings = train.TrainSettings(
-            epochs=config.local_epochs,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate_in(plan.round),
-            weight_decay=config.weight_decay,
-            tokens_per_batch=config.tokens_per_batch,
-            micro_batch_size=config.micro_batch_size,
-            checkpointing=config.checkpointing,
-        )
-        seed = [config.seed, zlib.crc32(self.name.encode()), plan.round]
-        rows, collator = self._data.train.to_list(), self._collator(request)
-        if config.task == "mlm" and config.fixed_versions:
-            rows = mask_once(collator, rows, [*seed[:2], plan.round % config.fixed_versions])
-        cache = self._prefix_cache(rows, pool.folder / "prefix")
-        result = train.run(local, rows, collator, settings, meter, seed, cache)
-        if cache:
-            cache.close()
-        encoded = {}
-        for part, deltas in local.deltas(weights):
-            _check_finite(part, deltas)
-            encoded[part], _, dropped = encode_with_feedback(deltas, pool.residual(part), config.codec)
-            pool.store_residual(part, dropped)
+        local = build(weights, request.plan, self.device, self._bfloat16)
+        rows, collator = self._rows(request.plan.round), self._collator(request)
+        with self._prefix_cache(rows, pool.folder / "prefix") as cache:
+            result = train.run(local, rows, collator, self._settings(request.plan.round), meter, cache)
         return Reply(
             held=held,
             examples=result.examples,
             metrics={"train_loss": result.loss},
-            deltas=encoded,
+            deltas=self._encoded(local, weights, pool),
             costs=self._costs(request, result, meter, watch, cache),
         )
 
@@ -126,7 +110,8 @@ class Client:
         rows = self._data.heldout.to_list()
         metrics: dict[str, float] = {}
         if rows:
-            local = build(weights, whole_plan(weights), self.device, self._bfloat16)
+            plan = untrained_plan(self.checkpoint.architecture.depth)
+            local = build(weights, plan, self.device, self._bfloat16)
             size = min(config.micro_batch_size or config.batch_size, EVALUATION_BATCH)
             metrics = train.evaluate(local, rows, self._collator(request), size)
         costs = ClientCosts(seconds=watch.seconds, peak_memory_bytes=watch.peak_memory_bytes)
@@ -136,25 +121,67 @@ class Client:
     def _bfloat16(self) -> bool:
         return use_bfloat16(self.config.precision, self.device)
 
-    def _prefix_cache(self, rows: list[dict[str, Any]], folder: Path) -> PrefixCache | None:
-        """Open the cache for the blocks that no round of this run trains; rows masked anew each time have none."""
-        config, arch = self.config, self.checkpoint.architecture
-        if not config.fixed_versions:
-            return None
-        depth = frozen_prefix(
-            config.method, config.task, arch.depth, config.local_depth, config.num_rounds, config.schedule
+    @property
+    def _seed(self) -> tuple[int, int]:
+        """The run's seed and what tells this client from others."""
+        return self.config.seed, zlib.crc32(self.name.encode())
+
+    def _settings(self, round_: int) -> TrainSettings:
+        config = self.config
+        return TrainSettings(
+            epochs=config.local_epochs,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate_in(round_),
+            weight_decay=config.weight_decay,
+            tokens_per_batch=config.tokens_per_batch,
+            micro_batch_size=config.micro_batch_size,
+            checkpointing=config.checkpointing,
+            seed=(*self._seed, round_),
         )
-        base = f"{self.checkpoint.file_id} bf16={self._bfloat16}"
+
+    def _rows(self, round_: int) -> Sequence[Mapping[str, Any]]:
+        """Return the training rows, in the version that is this round's turn where there are fixed ones."""
+        rows: list[dict[str, Any]] = self._data.train.to_list()
+        versions = self.config.fixed_versions
+        if not versions:
+            return rows
+        return self.task.fixed(rows, self._reading(), (*self._seed, round_ % versions))
+
+    def _prefix_cache(self, rows: Sequence[Mapping[str, Any]], folder: Path) -> AbstractContextManager[Any]:
+        """Open the cache for the blocks that no round of this run trains; rows masked anew each time have none."""
+        config, architecture = self.config, self.checkpoint.architecture
+        if not config.fixed_versions:
+            return nullcontext()
+        frozen = FrozenBlocks(
+            base=f"{self.checkpoint.file_id} bf16={self._bfloat16}",
+            depth=config.plan(architecture.depth).frozen_prefix(config.local_depth),
+            hidden=architecture.hidden,
+        )
         budget = int(config.prefix_cache_gb * 1e9) // config.fixed_versions  # each has a cache of its own
-        return PrefixCache.open(folder, depth, rows, arch.hidden, base, budget)
+        return PrefixCache.open(folder, frozen, rows, budget) or nullcontext()
 
     def _pool(self, request: Request) -> ParameterPool:
         return ParameterPool(self.config.pool_folder, request.sync.lineage, self.name)
 
+    @cached_property
+    def _tokens(self) -> SpecialTokens:
+        return special_tokens(self.checkpoint.tokenizer())
+
+    def _reading(self, labels: tuple[str, ...] = ()) -> Reading:
+        return Reading(self._tokens, labels, self.config.mask_probability)
+
     def _collator(self, request: Request) -> Collator:
-        config = self.config
-        tokens = special_tokens(self.checkpoint.tokenizer())
-        return Collator(config.task, tokens, request.labels, config.mask_probability)
+        return Collator(self.task, self._reading(request.labels))
+
+    def _encoded(self, local: LocalModel, weights: Weights, pool: ParameterPool) -> dict[str, Encoded]:
+        """Encode the deltas of what was trained, part by part; what the codec drops is kept for the next time."""
+        treated = _treated(local.deltas(weights), mechanisms(self.config))
+        encoded = {}
+        for part, deltas in treated:
+            _check_finite(part, deltas)
+            encoded[part], _, dropped = encode_with_feedback(deltas, pool.residual(part), self.config.codec)
+            pool.store_residual(part, dropped)
+        return encoded
 
     def _costs(
         self,
@@ -164,20 +191,46 @@ class Client:
         watch: Stopwatch,
         cache: PrefixCache | None,
     ) -> ClientCosts:
-        arch, task, labels = self.checkpoint.architecture, self.config.task, len(request.labels)
-        full, length = full_plan(arch.depth), self.config.max_length
         fused = self.device.type == "cuda" or not self.config.dropout
+        model = CostModel(self.checkpoint.architecture, self.task, len(request.labels), fused=fused)
+        shapes = [StepShape(batch, length, positions) for batch, length, positions, _ in result.shapes]
+        saved = sum(model.prefix_flops(cache.depth, *shape) for shape in result.cached) if cache else 0
         return ClientCosts(
             train_flops=meter.total,
-            stock_flops=sum(stock_step_flops(arch, task, labels, shape[0], length) for shape in result.shapes),
-            same_flops=sum(
-                step_flops(arch, task, labels, full, StepShape(*shape[:3]), fused=fused) for shape in result.shapes
-            ),
+            stock_flops=sum(model.stock_step_flops(shape.batch, self.config.max_length) for shape in shapes),
+            same_flops=sum(model.full_step_flops(shape) for shape in shapes),
             seconds=watch.seconds,
             peak_memory_bytes=watch.peak_memory_bytes,
             prefix_cache_bytes=cache.nbytes if cache else 0,
-            saved_flops=sum(prefix_flops(arch, cache.depth, *shape) for shape in result.cached) if cache else 0,
+            saved_flops=saved,
         )
+
+
+def _partition(node_config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return which part of how many a simulated client has; None for a site with data of its own."""
+    if "data-path" in node_config:
+        return None
+    partition, of = node_config.get("partition-id"), node_config.get("num-partitions")
+    if not isinstance(partition, int) or not isinstance(of, int):
+        raise FedBTError("the node has neither data-path nor partition-id and num-partitions: set data-path")
+    return partition, of
+
+
+def _name(node_config: Mapping[str, Any]) -> str:
+    partition = node_config.get("partition-id")
+    return str(node_config.get("name", "client" if partition is None else f"client-{partition}"))
+
+
+def _treated(
+    parts: Iterable[tuple[str, Tensors]], treatments: Sequence[Mechanism]
+) -> Iterable[tuple[str, Tensors]]:
+    """Let the privacy mechanisms treat the deltas; without any, parts stay one by one in memory."""
+    if not treatments:
+        return parts
+    deltas = dict(parts)
+    for mechanism in treatments:
+        deltas = mechanism.on_client(deltas)
+    return deltas.items()
 
 
 def _check_finite(part: str, deltas: Tensors) -> None:

@@ -1,6 +1,7 @@
-"""Measured costs: FLOPs by torch's dispatcher, bytes, seconds and peak memory; sums, never averages."""
+"""The books: what clients measured, summed and never averaged; each byte once, by its cause."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from enum import Enum
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,38 @@ class ClientCosts:
     peak_memory_bytes: int = 0
     prefix_cache_bytes: int = 0  # disk that holds the frozen blocks' output
     saved_flops: int = 0  # what the frozen blocks would have cost again without it, by formula
+
+
+class Cause(Enum):
+    """Why a part is sent to a client."""
+
+    ROUND = "round"
+    FIRST_CONTACT = "first contact"
+    CATCH_UP = "catch-up"
+
+
+@dataclass
+class Downlink:
+    """Payload bytes of one message to a client, by cause."""
+
+    round: int = 0
+    first_contact: int = 0
+    catch_up: int = 0
+
+    def add(self, cause: Cause, size: int) -> None:
+        """Add the payload of one part."""
+        match cause:
+            case Cause.ROUND:
+                self.round += size
+            case Cause.FIRST_CONTACT:
+                self.first_contact += size
+            case Cause.CATCH_UP:
+                self.catch_up += size
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.round + self.first_contact + self.catch_up
 
 
 @dataclass
@@ -40,13 +73,6 @@ class Ledger:
     prefix_cache_bytes: int = 0  # of the client with the largest
     healed_parts: int = 0  # sent again, whole, to a client whose pool was not what it had said
 
-    def add(self, other: "Ledger") -> None:
-        """Sum everything; memory and cache are maxima."""
-        for spec in fields(self):
-            mine, theirs = getattr(self, spec.name), getattr(other, spec.name)
-            combine = max if spec.name in ("peak_memory_bytes", "prefix_cache_bytes") else sum
-            setattr(self, spec.name, combine((mine, theirs)))
-
     def book_work(self, costs: ClientCosts) -> None:
         """Book what a client computed."""
         self.train_flops += costs.train_flops
@@ -57,17 +83,17 @@ class Ledger:
         self.prefix_cache_bytes = max(self.prefix_cache_bytes, costs.prefix_cache_bytes)
         self.saved_flops += costs.saved_flops
 
-    def book_downlink(self, rest: str, serialised: int, payload_by_cause: dict[str, int]) -> None:
-        """Book a message to a client: its parts by their cause, headers and all else under `rest`."""
-        fields_ = {
-            "round": "downlink_bytes",
-            "first_contact": "first_contact_bytes",
-            "catch_up": "catch_up_bytes",
-        }
-        for cause, size in payload_by_cause.items():
-            setattr(self, fields_[cause], getattr(self, fields_[cause]) + size)
-        self.downlink_payload_bytes += payload_by_cause.get("round", 0)
-        setattr(self, rest, getattr(self, rest) + serialised - sum(payload_by_cause.values()))
+    def book_request(self, sent: Downlink, serialised: int, evaluation: bool) -> None:
+        """Book a message to a client: its parts by their cause, headers and all else as of the round or evaluation."""
+        self.downlink_bytes += sent.round
+        self.first_contact_bytes += sent.first_contact
+        self.catch_up_bytes += sent.catch_up
+        self.downlink_payload_bytes += sent.round
+        rest = serialised - sent.total
+        if evaluation:
+            self.evaluation_bytes += rest
+        else:
+            self.downlink_bytes += rest
 
 
 @dataclass
@@ -93,3 +119,18 @@ class Outcome:
     full_bytes_up: int = 0  # what full-model averaging would have sent for the same exchanges
     full_bytes_down: int = 0
     client_metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def flops_since_last_round(self) -> int:
+        """FLOPs booked since the last finished round: those of repeated and stopped attempts too."""
+        return self.cost.train_flops - sum(entry.train_flops for entry in self.rounds)
+
+    @property
+    def uplink_since_last_round(self) -> int:
+        """Uplink bytes, likewise."""
+        return self.cost.uplink_bytes - sum(entry.uplink_bytes for entry in self.rounds)
+
+    @property
+    def downlink_since_last_round(self) -> int:
+        """Downlink bytes, likewise."""
+        return self.cost.downlink_bytes - sum(entry.downlink_bytes for entry in self.rounds)

@@ -30,7 +30,7 @@ _FORMULAS = {
 }
 
 
-class _Counting(TorchDispatchMode):
+class DispatchCounter(TorchDispatchMode):
     """Adds up the FLOPs of the operators that run, by torch's own formulas.
 
     torch's FlopCounterMode gives the same number, but keeps books by module and takes operators apart again; at
@@ -62,7 +62,7 @@ class FlopMeter:
         if shape in self._known:
             result = run()
         else:
-            with _Counting() as counting:
+            with DispatchCounter() as counting:
                 result = run()
             self._known[shape] = counting.total
         self.total += self._known[shape]

@@ -4,12 +4,10 @@ Rows become word pieces once per client, tokenizer and setting; after that the m
 and neither the raw data nor the tokenizer is loaded.
 """
 
-from array import array
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +17,7 @@ from fedbt_app.data.example_cache import Made, cached
 from fedbt_app.data.partition import partition as split_over_clients
 from fedbt_app.data.sources import Columns, checked, length, local_files, readers, select
 from fedbt_app.errors import FedBTError
+from fedbt_app.tasks import TASKS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,14 +26,28 @@ if TYPE_CHECKING:
 Tokenizer = Callable[[], "PreTrainedTokenizerFast"]
 
 FEW_LABELS = 30  # so many may be different in each row of a small site
-MIN_TAIL = 8  # word pieces that make the last, short mlm chunk worth keeping
+# The settings that decide what is in a tokenised test set, and in one client's examples.
 _TEST_KEYS = (
-    *("task", "dataset_subset", "text_column", "label_column", "tokens_column", "tags_column", "labels"),
-    *("max_length", "test_fraction", "max_test_examples", "seed"),
+    "task",
+    "dataset_subset",
+    "text_column",
+    "label_column",
+    "tokens_column",
+    "tags_column",
+    "labels",
+    "max_length",
+    "test_fraction",
+    "max_test_examples",
+    "seed",
 )
 _CLIENT_KEYS = (
-    *(*_TEST_KEYS, "max_train_examples", "heldout_fraction"),
-    *("partitioner", "dirichlet_alpha", "partition_weights", "partition_column"),
+    *_TEST_KEYS,
+    "max_train_examples",
+    "heldout_fraction",
+    "partitioner",
+    "dirichlet_alpha",
+    "partition_weights",
+    "partition_column",
 )
 
 
@@ -42,9 +55,8 @@ _CLIENT_KEYS = (
 class ClientData:
     """One client's tokenised examples.
 
-    Every example has `input_ids`, [CLS] and [SEP] included; classification adds `label`, ner adds `tags`, one
-    per piece and empty where the piece is not the first of a word. `label_counts` covers train and heldout:
-    rows per class (classification), tags per name with `O` (ner), nothing (mlm).
+    Every example has `input_ids`, [CLS] and [SEP] included, and what the task reads (`Task.tokenise`).
+    `label_counts` covers train and heldout.
     """
 
     train: "Dataset"
@@ -85,7 +97,7 @@ def client_data(
         made = _tokenise(config, tokenizer(), {"train": train, "heldout": heldout})
         if not length(made["train"]):
             raise FedBTError(f"dataset={config.dataset} leaves nothing to train on: give this client more rows")
-        return made, _checked_labels(config, label_counts(config.task, made.values()))
+        return made, _checked_labels(config, TASKS[config.task].label_counts(made.values()))
 
     splits, counts = cached(config, _CLIENT_KEYS, ["client", partition], tokenizer_id, build)
     return ClientData(splits["train"], splits["heldout"], counts)
@@ -178,67 +190,17 @@ def _take(columns: Columns, at_most: int, rng: np.random.Generator) -> Columns:
 def _tokenise(
     config: RunConfig, tokenizer: "PreTrainedTokenizerFast", splits: Mapping[str, Columns]
 ) -> dict[str, Columns]:
-    encode = {"mlm": _encode_mlm, "classification": _encode_text, "ner": _encode_words}[config.task]
-    return {name: encode(config, tokenizer, rows) for name, rows in splits.items()}
-
-
-def _batches(values: list[Any], size: int = 1000) -> Iterator[list[Any]]:
-    return (values[start : start + size] for start in range(0, len(values), size))
-
-
-def _encode_text(config: RunConfig, tokenizer: "PreTrainedTokenizerFast", rows: Columns) -> Columns:
-    ids: list[list[int]] = []
-    for texts in _batches(rows[config.text_column]):
-        ids += tokenizer(texts, truncation=True, max_length=config.max_length)["input_ids"]
-    return {"input_ids": ids, "label": rows[config.label_column]}
-
-
-def _encode_words(config: RunConfig, tokenizer: "PreTrainedTokenizerFast", rows: Columns) -> Columns:
-    """Give the first piece of each word the word's tag, and every other piece an empty one."""
-    made: Columns = {"input_ids": [], "tags": []}
-    tags = iter(rows[config.tags_column])
-    for words in _batches(rows[config.tokens_column]):
-        coded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=config.max_length)
-        made["input_ids"] += coded["input_ids"]
-        for row in range(len(words)):
-            left = dict(enumerate(next(tags)))
-            made["tags"].append(["" if word is None else left.pop(word, "") for word in coded.word_ids(row)])
-    return made
-
-
-def _encode_mlm(config: RunConfig, tokenizer: "PreTrainedTokenizerFast", rows: Columns) -> Columns:
-    """Join all texts with [SEP] and cut them into chunks of `max_length`, [CLS] and [SEP] around each."""
-    first, last, body = tokenizer.cls_token_id, tokenizer.sep_token_id, config.max_length - 2
-    stream = array("i")
-    for texts in _batches(rows[config.text_column]):
-        for pieces in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
-            if stream and pieces:
-                stream.append(last)
-            stream.extend(pieces)
-    chunks = [stream[start : start + body].tolist() for start in range(0, len(stream), body)]
-    if chunks and len(chunks[-1]) < min(MIN_TAIL, body):
-        chunks.pop()
-    return {"input_ids": [[first, *chunk, last] for chunk in chunks]}
-
-
-def label_counts(task: str, splits: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Count the labels in examples (ner: the tags of words); none for mlm."""
-    counts: Counter[str] = Counter()
-    for split in splits:
-        if task == "classification":
-            counts.update(split["label"])
-        elif task == "ner":
-            counts.update(tag for tags in split["tags"] for tag in tags if tag)
-    return dict(sorted(counts.items()))
+    task = TASKS[config.task]
+    return {name: task.tokenise(config, tokenizer, rows) for name, rows in splits.items()}
 
 
 def _checked_labels(config: RunConfig, counts: dict[str, int]) -> dict[str, int]:
     """Refuse what looks like text: label names leave the site."""
     mostly_once = len(counts) > max(FEW_LABELS, sum(counts.values()) // 2)
     if len(counts) > MOST_LABELS or mostly_once or any(len(name) > LONGEST_LABEL for name in counts):
-        tags, label = f"tags-column={config.tags_column}", f"label-column={config.label_column}"
+        key = TASKS[config.task].label_key
         raise FedBTError(
-            f"{tags if config.task == 'ner' else label} has {len(counts)} different values, the longest of "
+            f"{key.replace('_', '-')}={getattr(config, key)} has {len(counts)} different values, the longest of "
             f"{max(map(len, counts))} characters: "
             "that looks like text, which must not leave the site; name the column of the labels"
         )

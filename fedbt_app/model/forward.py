@@ -1,21 +1,22 @@
 """The exact step: the stock model's loss and gradients, without computing what they do not need.
 
 - No graph below the lowest trained block, as nothing there requires a gradient, and no dropout noise.
-- The last block computes keys and values everywhere, but queries, attention output and feed-forward
-  only at the positions the loss reads; the output head sees only those.
+- Where the family allows it (`Encoder.skips_queries`), the last block computes keys and values everywhere, but
+  queries, attention output and feed-forward only at the positions the loss reads; the output head sees only those.
 
-It runs the submodules of transformers' own BERT, so what is trained here is what is exported.
+It runs the submodules of transformers' own model, so what is trained here is what is exported.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
+from fedbt_app.encoders.base import taken_at
 from fedbt_app.model.local_model import LocalModel
-from fedbt_app.tasks.tasks import IGNORED, Batch
+from fedbt_app.tasks.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class Prefix:
 def prefix(local: LocalModel, batch: Batch, depth: int) -> Prefix:
     """Run the embeddings and the first `depth` blocks, all of which must be frozen."""
     with _autocast(local):
-        states = local.module.bert.embeddings(input_ids=batch.input_ids)
-        for layer in local.module.bert.encoder.layer[:depth]:
-            states = block(layer, states, _mask(batch), None)
+        states = local.encoder.embed(local.module, batch.input_ids)
+        for layer in local.encoder.blocks(local.module)[:depth]:
+            states = local.encoder.run_block(layer, states, _mask(batch), None)
     return Prefix(depth, states)
 
 
@@ -41,86 +42,33 @@ def logits(local: LocalModel, batch: Batch, start: Prefix | None = None, checkpo
 
     `checkpointing` saves only the inputs of blocks with a graph and runs them again backwards.
     """
-    layers = local.module.bert.encoder.layer
+    encoder = local.encoder
+    layers = encoder.blocks(local.module)
     with _autocast(local):
         if start is None:
-            start = Prefix(0, local.module.bert.embeddings(input_ids=batch.input_ids))
+            start = Prefix(0, encoder.embed(local.module, batch.input_ids))
         hidden = start.states
+        at = None
         for position in range(start.depth, len(layers)):
-            at = batch.positions if position == len(layers) - 1 else None
+            if encoder.skips_queries and position == len(layers) - 1:
+                at = batch.positions
             if checkpointing and position >= local.plan.lowest_trained:
-                hidden = checkpoint(block, layers[position], hidden, _mask(batch), at, use_reentrant=False)
+                run = encoder.run_block
+                hidden = checkpoint(run, layers[position], hidden, _mask(batch), at, use_reentrant=False)
             else:
-                hidden = block(layers[position], hidden, _mask(batch), at)
-        if start.depth == len(layers):
-            hidden = _at(hidden, batch.positions)
-        return _head(local, hidden)
+                hidden = encoder.run_block(layers[position], hidden, _mask(batch), at)
+        read = taken_at(hidden, batch.positions) if at is None else hidden
+        return encoder.run_head(local.module, local.spec.task.head, read)
 
 
 def loss(local: LocalModel, batch: Batch, start: Prefix | None = None, checkpointing: bool = False) -> torch.Tensor:
-    """Return the mean cross-entropy over the batch's loss positions."""
-    outputs = logits(local, batch, start, checkpointing)
-    return cross_entropy(outputs.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=IGNORED)
-
-
-def block(layer: Any, hidden: torch.Tensor, mask: torch.Tensor | None, at: torch.Tensor | None) -> torch.Tensor:
-    """Run one encoder block.
-
-    Parameters
-    ----------
-    hidden : (B, T, H)
-    mask : (B, 1, 1, T) bool, True where attention may look; None for everywhere
-    at : (B, P) positions whose outputs are wanted; None for all
-
-    Returns
-    -------
-    torch.Tensor
-        (B, P, H), or (B, T, H) for all.
-    """
-    attention = layer.attention.self
-    wanted = hidden if at is None else _at(hidden, at)
-
-    def heads(states: torch.Tensor) -> torch.Tensor:
-        return states.unflatten(2, (attention.num_attention_heads, -1)).transpose(1, 2)
-
-    mixed = scaled_dot_product_attention(
-        heads(attention.query(wanted)),
-        heads(attention.key(hidden)),
-        heads(attention.value(hidden)),
-        attn_mask=mask,
-        dropout_p=attention.dropout.p if layer.training else 0.0,
-    )
-    attended = layer.attention.output(mixed.transpose(1, 2).flatten(2), wanted)
-    wide = layer.intermediate.dense(attended)
-    if layer.output.dense.weight.requires_grad:
-        # Its gradient needs the activation, which is made again in the backward pass: kept, it would be a sixth of
-        # what a block saves. That runs up to what the product after it needs, and not the product.
-        narrow = checkpoint(_narrow, layer, wide, use_reentrant=False, preserve_rng_state=False)
-    else:
-        narrow = _narrow(layer, wide)
-    return layer.output.LayerNorm(layer.output.dropout(narrow) + attended)
-
-
-def _narrow(layer: Any, wide: torch.Tensor) -> torch.Tensor:
-    return layer.output.dense(layer.intermediate.intermediate_act_fn(wide))
-
-
-def _at(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    return hidden.gather(1, positions[:, :, None].expand(-1, -1, hidden.shape[2]))
+    """Return the mean of the task's loss over the batch's loss positions."""
+    return local.spec.task.loss(logits(local, batch, start, checkpointing), batch.labels)
 
 
 def _mask(batch: Batch) -> torch.Tensor | None:
     return None if batch.mask is None else batch.mask[:, None, None, :]
 
 
-def _autocast(local: LocalModel) -> torch.autocast:
-    return torch.autocast(local.device.type, torch.bfloat16, enabled=local.bfloat16)
-
-
-def _head(local: LocalModel, states: torch.Tensor) -> torch.Tensor:
-    module = local.module
-    if local.spec.task == "mlm":
-        return module.cls(states)
-    if local.spec.task == "classification":
-        states = module.bert.pooler(states)[:, None]
-    return module.classifier(module.dropout(states))
+def _autocast(local: LocalModel) -> AbstractContextManager[Any]:
+    return torch.autocast(local.device.type, torch.bfloat16) if local.bfloat16 else nullcontext()

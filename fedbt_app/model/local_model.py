@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from fedbt_app.encoders.bert import at_block, part_of
-from fedbt_app.errors import FedBTError
+from fedbt_app.encoders.architecture import Architecture
+from fedbt_app.encoders.base import Encoder
 from fedbt_app.model.weights import ModelSpec, Weights
 from fedbt_app.parts import EMBEDDINGS, HEAD, adapter_part, block_part
 from fedbt_app.plan import RoundPlan
@@ -25,6 +25,7 @@ class LocalModel:
     """A built model; `trained` maps canonical (global) tensor names to its trained parameters."""
 
     module: Any  # transformers' model: a torch.nn.Module
+    encoder: Encoder
     plan: RoundPlan
     spec: ModelSpec
     trained: dict[str, torch.nn.Parameter]
@@ -45,11 +46,6 @@ class LocalModel:
             yield part, {name: self.trained[name].detach().to(CPU, torch.float32) - received[name] for name in received}
 
 
-def whole_plan(weights: Weights) -> RoundPlan:
-    """Return the plan of the global model with nothing trained: for evaluation and export."""
-    return RoundPlan(0, tuple(range(weights.checkpoint.architecture.depth)), ())
-
-
 def build(weights: Weights, plan: RoundPlan, device: torch.device = CPU, bfloat16: bool = False) -> LocalModel:
     """Build the local model of `plan`: only its own blocks are read and held.
 
@@ -59,18 +55,28 @@ def build(weights: Weights, plan: RoundPlan, device: torch.device = CPU, bfloat1
         With `requires_grad` set on exactly the tensors of `plan.trained_parts`, and dropout active
         only in trained blocks and the head.
     """
+    architecture = weights.checkpoint.architecture
+    encoder = architecture.encoder
     tensors = _own_copy(weights.part(EMBEDDINGS), EMBEDDINGS, plan) | _own_copy(weights.part(HEAD), HEAD, plan)
     adapted = plan.trained_blocks if plan.adapters else ()
     for position, index in enumerate(plan.local_blocks):
         block = _own_copy(weights.block(index, merge=index not in adapted), block_part(index), plan)
-        tensors |= {at_block(name, position): tensor for name, tensor in block.items()}
-    module = _assemble(weights, len(plan.local_blocks), tensors)
+        tensors |= {encoder.at_block(name, position): tensor for name, tensor in block.items()}
+    module = _stock(architecture, weights.spec, plan)
+    encoder.fill(module, tensors)
     if adapted:
-        _inject_adapters(module, weights, plan)
+        _inject_adapters(module, encoder, weights.spec, plan)
+        _fill_adapters(module, weights, plan)
     module.to(device)
-    trained = _mark_trained(module, plan)
-    _set_modes(module, plan)
-    return LocalModel(module, plan, weights.spec, trained, device, bfloat16)
+    return _prepared(module, encoder, weights.spec, plan, device, bfloat16)
+
+
+def weightless(architecture: Architecture, spec: ModelSpec, plan: RoundPlan) -> LocalModel:
+    """Build the local model of `plan` on the meta device: it computes shapes and FLOPs, and no numbers."""
+    module = _stock(architecture, spec, plan)
+    if plan.adapters and plan.trained_blocks:
+        _inject_adapters(module, architecture.encoder, spec, plan)
+    return _prepared(module, architecture.encoder, spec, plan, torch.device("meta"), bfloat16=False)
 
 
 def _own_copy(tensors: Tensors, part: str, plan: RoundPlan) -> Tensors:
@@ -78,92 +84,67 @@ def _own_copy(tensors: Tensors, part: str, plan: RoundPlan) -> Tensors:
     return {name: tensor.clone() for name, tensor in tensors.items()} if part in plan.trained_parts else tensors
 
 
-def _assemble(weights: Weights, depth: int, tensors: Tensors) -> Any:
-    """Make transformers' stock model around `tensors` without ever allocating random ones."""
-    from transformers import (
-        BertConfig,
-        BertForMaskedLM,
-        BertForSequenceClassification,
-        BertForTokenClassification,
-    )
-
-    spec = weights.spec
-    config = BertConfig(
-        **{
-            **{name: value for name, value in weights.checkpoint.config.items() if name not in _REPLACED},
-            "num_hidden_layers": depth,
-            "hidden_dropout_prob": spec.dropout,
-            "attention_probs_dropout_prob": spec.dropout,
-            "id2label": dict(enumerate(spec.labels)) or {0: "LABEL_0"},
-            "label2id": {name: index for index, name in enumerate(spec.labels)} or {"LABEL_0": 0},
-        }
-    )
-    classes = {
-        "mlm": BertForMaskedLM,
-        "classification": BertForSequenceClassification,
-        "ner": BertForTokenClassification,
-    }
-    with torch.device("meta"):
-        module: Any = classes[spec.task](config)
-    module.load_state_dict(tensors, strict=False, assign=True)
-    embeddings = module.bert.embeddings
-    embeddings.position_ids = torch.arange(config.max_position_embeddings).expand((1, -1))
-    embeddings.token_type_ids = torch.zeros_like(embeddings.position_ids)
-    if spec.task == "mlm":
-        decoder = module.cls.predictions.decoder
-        decoder.weight, decoder.bias = embeddings.word_embeddings.weight, module.cls.predictions.bias
-    if unset := [name for name, value in module.named_parameters() if value.is_meta]:
-        raise FedBTError(f"the base checkpoint gives no value for {unset[0]}: it is not a complete BERT")
-    return module
+def _stock(architecture: Architecture, spec: ModelSpec, plan: RoundPlan) -> Any:
+    """Make transformers' stock model, as deep as the local one, without ever allocating random weights."""
+    depth = len(plan.local_blocks)
+    return architecture.encoder.weightless(architecture.config, spec.task.head, spec.labels, depth, spec.dropout)
 
 
-_REPLACED = {"architectures", "torch_dtype", "dtype", "num_labels", "transformers_version", "_name_or_path"}
-_REPLACED |= {"problem_type", "classifier_dropout"}
-
-
-def _inject_adapters(module: Any, weights: Weights, plan: RoundPlan) -> None:
+def _inject_adapters(module: Any, encoder: Encoder, spec: ModelSpec, plan: RoundPlan) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
-    from fedbt_app.encoders.bert import ADAPTED_MODULES
-
-    positions = [plan.local_blocks.index(block) for block in plan.trained_blocks]
-    spec = weights.spec
     inject_adapter_in_model(
         LoraConfig(
             r=spec.lora_rank,
             lora_alpha=spec.lora_alpha,  # type: ignore[arg-type]  # peft divides: a float is as good
             lora_dropout=spec.dropout,
-            target_modules=list(ADAPTED_MODULES),
-            layers_to_transform=positions,
-            layers_pattern="layer",
+            target_modules=list(encoder.adapted_modules),
+            layers_to_transform=[plan.local_blocks.index(block) for block in plan.trained_blocks],
+            layers_pattern=encoder.blocks_at.rpartition(".")[2],
         ),
         module,
     )
+
+
+def _fill_adapters(module: Any, weights: Weights, plan: RoundPlan) -> None:
+    """Put the adapters' own values into what peft has made of them."""
+    encoder = weights.checkpoint.architecture.encoder
     parameters = dict(module.named_parameters())
-    for position, block in zip(positions, plan.trained_blocks, strict=True):
+    for block in plan.trained_blocks:
+        position = plan.local_blocks.index(block)
         for name, tensor in weights.part(adapter_part(block)).items():
-            parameters[at_block(name, position).replace(".weight", ".default.weight")].data.copy_(tensor)
+            local_name = encoder.at_block(name, position).replace(".weight", ".default.weight")
+            parameters[local_name].data.copy_(tensor)
 
 
-def _mark_trained(module: Any, plan: RoundPlan) -> dict[str, torch.nn.Parameter]:
+def _prepared(
+    module: Any, encoder: Encoder, spec: ModelSpec, plan: RoundPlan, device: torch.device, bfloat16: bool
+) -> LocalModel:
+    trained = _mark_trained(module, encoder, plan)
+    _set_modes(module, encoder, plan)
+    return LocalModel(module, encoder, plan, spec, trained, device, bfloat16)
+
+
+def _mark_trained(module: Any, encoder: Encoder, plan: RoundPlan) -> dict[str, torch.nn.Parameter]:
     trained = {}
     for local_name, parameter in module.named_parameters():
-        name = local_name.replace(".default.weight", ".weight")
-        part = part_of(name)
+        name = local_name.replace(".default.weight", ".weight")  # peft's name for its one adapter
+        part = encoder.part_of(name)
         kind, _, position = part.partition(".")
         if position:  # a position of the local model: say which global block that is
             block = plan.local_blocks[int(position)]
-            part, name = f"{kind}.{block}", at_block(name, block)
+            part = f"{kind}.{block}"
+            name = encoder.at_block(name, block)
         parameter.requires_grad_(part in plan.trained_parts)
         if parameter.requires_grad:
             trained[name] = parameter
     return trained
 
 
-def _set_modes(module: Any, plan: RoundPlan) -> None:
+def _set_modes(module: Any, encoder: Encoder, plan: RoundPlan) -> None:
     """Dropout noise only where something is learned: frozen blocks run as in evaluation."""
     module.train()
     if not plan.embeddings:
-        module.bert.embeddings.eval()
-    for block, layer in zip(plan.local_blocks, module.bert.encoder.layer, strict=True):
+        encoder.embeddings(module).eval()
+    for block, layer in zip(plan.local_blocks, encoder.blocks(module), strict=True):
         layer.train(block in plan.trained_blocks)

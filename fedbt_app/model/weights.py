@@ -8,7 +8,9 @@ import torch
 from fedbt_app.config import RunConfig
 from fedbt_app.errors import FedBTError
 from fedbt_app.model.checkpoint import Checkpoint
-from fedbt_app.parts import Shapes, adapter_part, block_part
+from fedbt_app.parts import HEAD, Shapes, adapter_part, block_part
+from fedbt_app.tasks import TASKS
+from fedbt_app.tasks.base import Task
 from fedbt_app.tensors import Tensors
 
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
@@ -18,7 +20,7 @@ LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 class ModelSpec:
     """What makes a model of a base checkpoint besides its weights."""
 
-    task: str
+    task: Task
     labels: tuple[str, ...] = ()
     dropout: float = 0.1
     lora_rank: int = 8
@@ -35,7 +37,8 @@ class Weights:
 
     def shapes(self, part: str) -> Shapes:
         """Shapes of the tensors of `part`."""
-        return self.checkpoint.architecture.part(part, self.spec.task, len(self.spec.labels), self.spec.lora_rank)
+        spec = self.spec
+        return self.checkpoint.architecture.part(part, spec.task.head, len(spec.labels), spec.lora_rank)
 
     def lacking(self, part: str) -> Shapes:
         """Shapes of those tensors of `part` that the base has none of: the server makes and sends them once.
@@ -46,12 +49,11 @@ class Weights:
         return {name: shape for name, shape in self.shapes(part).items() if name not in base}
 
     def _base_shapes(self, part: str) -> Shapes:
-        same_labels = self.checkpoint.labels == self.spec.labels
-        return {
-            name: shape
-            for name, shape in self.shapes(part).items()
-            if name in self.checkpoint and (same_labels or not name.startswith("classifier."))
-        }
+        shapes = self.shapes(part)
+        if part == HEAD and self.checkpoint.labels != self.spec.labels:
+            foreign = self.checkpoint.architecture.label_tensors(self.spec.task.head)
+            shapes = {name: shape for name, shape in shapes.items() if name not in foreign}
+        return {name: shape for name, shape in shapes.items() if name in self.checkpoint}
 
     def part(self, part: str) -> Tensors:
         """Read `part` whole."""
@@ -77,7 +79,7 @@ class Weights:
 
 def model_spec(config: RunConfig, labels: tuple[str, ...]) -> ModelSpec:
     """Return what a run's configuration says of the model."""
-    return ModelSpec(config.task, labels, config.dropout, config.lora_rank, config.lora_alpha)
+    return ModelSpec(TASKS[config.task], labels, config.dropout, config.lora_rank, config.lora_alpha)
 
 
 def new_tensors(shapes: Shapes, seed: int) -> Tensors:
@@ -85,7 +87,7 @@ def new_tensors(shapes: Shapes, seed: int) -> Tensors:
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in shapes.items():
-        if name.endswith("LayerNorm.weight"):
+        if len(shape) < 2 and name.endswith(".weight"):  # of a norm
             tensors[name] = torch.ones(shape)
         elif len(shape) < 2 or name.endswith(LORA_B):
             tensors[name] = torch.zeros(shape)

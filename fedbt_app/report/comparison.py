@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedbt_app.plan import FULL
 from fedbt_app.report.report import differences, load
 from fedbt_app.report.tables import (
     SCORE_HEAD,
@@ -16,7 +17,7 @@ from fedbt_app.report.tables import (
     ratio_of,
     score_rows,
 )
-from fedbt_app.tasks.tasks import PRIMARY_METRIC
+from fedbt_app.tasks import TASKS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +44,7 @@ def compare(folders: Sequence[Path | str]) -> str:
     are those of each run's own report.
     """
     reports = [load(folder) for folder in folders]
-    measured = any(report["method"] == "full" for report in reports)
+    measured = any(report["method"] == FULL for report in reports)
     rows, notes, used = [], [], set()
     for number, (folder, report) in enumerate(zip(folders, reports, strict=True), start=1):
         same, uplink = report["ratio_same_optimisations"]["train_flops"], report["ratio"]["uplink_bytes"]
@@ -72,19 +73,26 @@ def compare(folders: Sequence[Path | str]) -> str:
 def _full_like(report: Mapping[str, Any], reports: Sequence[Mapping[str, Any]]) -> int | None:
     """Number, from 1, of the first full run that `report` may be set against."""
     for number, other in enumerate(reports, start=1):
-        if other["method"] == "full" and not differences(other, report):
+        if other["method"] == FULL and not differences(other, report):
             return number
     return None
 
 
 def _comparison_cells(report: Mapping[str, Any]) -> list[str]:
-    cost, primary = report["cost"], PRIMARY_METRIC[report["task"]]
-    amounts = (cost["train_flops"] / 1e12, cost["uplink_bytes"] / 1e6, cost["downlink_bytes"] / 1e6)
+    cost = report["cost"]
+    primary = TASKS[report["task"]].metric.name
+    before, after = (format_score(primary, report[when].get(primary)) for when in ("initial", "final"))
     return [
-        *(report["method"], f"{report['task']}\n{Path(report['model']).name}", str(len(report["rounds"]))),
-        "\n-> ".join(format_score(primary, report[when].get(primary)) for when in ("initial", "final")),
-        *map(digits, (*amounts, cost["client_seconds"])),
-        *(format_memory(cost["peak_memory_bytes"]), format_ratio(report["ratio"]["train_flops"])),
+        report["method"],
+        f"{report['task']}\n{Path(report['model']).name}",
+        str(len(report["rounds"])),
+        f"{before}\n-> {after}",
+        digits(cost["train_flops"] / 1e12),
+        digits(cost["uplink_bytes"] / 1e6),
+        digits(cost["downlink_bytes"] / 1e6),
+        digits(cost["client_seconds"]),
+        format_memory(cost["peak_memory_bytes"]),
+        format_ratio(report["ratio"]["train_flops"]),
     ]
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fedbt_app.model.checkpoint import Checkpoint
-from fedbt_app.model.local_model import build, whole_plan
+from fedbt_app.model.local_model import build
 from fedbt_app.model.weights import Weights
-
-_PIPELINE = {"mlm": "fill-mask", "classification": "text-classification", "ner": "token-classification"}
+from fedbt_app.plan import untrained_plan
+from fedbt_app.tasks import TASKS
 
 
 def export(folder: Path, weights: Weights, card: str) -> Path:
@@ -18,9 +18,9 @@ def export(folder: Path, weights: Weights, card: str) -> Path:
 
     Adapters are merged into their blocks. Replaces an earlier export.
     """
-    model: Any = build(weights, whole_plan(weights)).module
+    model: Any = build(weights, untrained_plan(weights.checkpoint.architecture.depth)).module
     checkpoint = weights.checkpoint
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):  # the base's own, not the run's
+    for name in checkpoint.architecture.encoder.dropout_keys:  # the base's own, not the run's
         setattr(model.config, name, checkpoint.config.get(name, 0.1))
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".model-"))
@@ -48,10 +48,11 @@ def model_card(report: Mapping[str, Any], checkpoint: Checkpoint) -> str:
         if name in report["initial"]
     ]
     cost = report["cost"]
+    pipeline = TASKS[report["task"]].pipeline
     lines = [
         "---",
         "library_name: transformers",
-        f"pipeline_tag: {_PIPELINE[report['task']]}",
+        f"pipeline_tag: {pipeline}",
         "tags: [federated-learning, fedbt]",
         "---",
         "",
@@ -72,7 +73,7 @@ def model_card(report: Mapping[str, Any], checkpoint: Checkpoint) -> str:
         "",
         "```python",
         "from transformers import pipeline",
-        f'pipeline("{_PIPELINE[report["task"]]}", model="THIS_FOLDER")',
+        f'pipeline("{pipeline}", model="THIS_FOLDER")',
         "```",
         "",
     ]

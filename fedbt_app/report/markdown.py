@@ -13,10 +13,10 @@ from fedbt_app.report.tables import (
     format_ratio,
     format_score,
     format_seconds,
-    score_label,
     score_rows,
 )
-from fedbt_app.tasks.tasks import PRIMARY_METRIC
+from fedbt_app.tasks import TASKS, metric_named
+from fedbt_app.tasks.metrics import Metric
 
 TRAFFIC = ("uplink_bytes", "downlink_bytes", "first_contact_bytes", "catch_up_bytes", "evaluation_bytes")
 AGAINST = {
@@ -56,16 +56,17 @@ full-model training that saves the same work as this run does{same}. Memory is t
 
 def render(report: Mapping[str, Any], images: Iterable[Path]) -> str:
     """Return the text of report.md; `images` are the plots beside it."""
-    primary, same = PRIMARY_METRIC[report["task"]], report["reference_same_flops"]
+    primary = TASKS[report["task"]].metric
+    same = report["reference_same_flops"]
     facts = {"Base model": f"{report['model']} ({report['base_fingerprint']})", "Data": report["data"]}
     facts |= {"Method": report["method"], "Rounds": len(report["rounds"]), "Clients": len(report["clients"])}
     facts |= {"Seed": report["seed"], "Exported model": report["model_dir"]}
     facts |= {"Versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items())}
     scores = _markdown(SCORE_HEAD, score_rows(report)) if report["final"] else "There was no central test set."
     if client_metrics := report["client_metrics"]:
-        own = (f"{score_label(name)} {format_score(name, score)}" for name, score in client_metrics.items())
+        own = (f"{metric_named(name).label} {format_score(name, score)}" for name, score in client_metrics.items())
         scores += f"\n\nAfter the run, on the clients' own held-out rows: {', '.join(own)}."
-    head = ("round", "trained blocks", "clients", "compute", "uplink", "downlink", "time", score_label(primary))
+    head = ("round", "trained blocks", "clients", "compute", "uplink", "downlink", "time", primary.label)
     page = PAGE_TEXT.format(
         task=report["task"],
         method=report["method"],
@@ -98,11 +99,11 @@ def _cached(cost: Mapping[str, Any]) -> str:
     )
 
 
-def _summary(report: Mapping[str, Any], primary: str) -> str:
+def _summary(report: Mapping[str, Any], primary: Metric) -> str:
     text = f"Rounds: {len(report['rounds'])}; clients: {len(report['clients'])}."
     if report["final"]:
-        before, after = (format_score(primary, report[when].get(primary)) for when in ("initial", "final"))
-        text += f" On the central test set the {score_label(primary)} went from {before} to {after}."
+        before, after = (format_score(primary.name, report[when].get(primary.name)) for when in ("initial", "final"))
+        text += f" On the central test set the {primary.label} went from {before} to {after}."
     stock, uplink = (format_ratio(report["ratio"][name]) for name in ("train_flops", "uplink_bytes"))
     same = format_ratio(report["ratio_same_optimisations"]["train_flops"])
     text += (
@@ -111,11 +112,11 @@ def _summary(report: Mapping[str, Any], primary: str) -> str:
     return text + f" ({same} of full-model training with the same optimisations) and {uplink} of the uplink."
 
 
-def _round_row(entry: Mapping[str, Any], primary: str) -> list[str]:
+def _round_row(entry: Mapping[str, Any], primary: Metric) -> list[str]:
     blocks = ", ".join(map(str, entry["trained_blocks"])) or "none"
     work = (str(entry["round"]), blocks, str(entry["clients"]), format_flops(entry["train_flops"]))
     traffic = (format_bytes(entry[name]) for name in ("uplink_bytes", "downlink_bytes"))
-    score = format_score(primary, entry["metrics"].get(primary))
+    score = format_score(primary.name, entry["metrics"].get(primary.name))
     return [*work, *traffic, format_seconds(entry["seconds"]), score]
 
 

@@ -5,7 +5,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedbt_app.tasks.tasks import METRIC_LABELS, PRIMARY_METRIC
+from fedbt_app.tasks import TASKS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,22 +33,21 @@ def write_plots(folder: Path, report: Mapping[str, Any]) -> list[Path]:
 
 
 def _metric_figure(report: Mapping[str, Any]) -> "Figure | None":
-    metric = PRIMARY_METRIC[report["task"]]
-    scores = [(0, report["initial"].get(metric))]
-    scores += [(entry["round"], entry["metrics"].get(metric)) for entry in report["rounds"]]
+    metric = TASKS[report["task"]].metric
+    scores = [(0, report["initial"].get(metric.name))]
+    scores += [(entry["round"], entry["metrics"].get(metric.name)) for entry in report["rounds"]]
     known = [(number, score) for number, score in scores if score is not None]
     if not known:
         return None
     figure, (axes,) = _figure(1)
-    share, label = metric != "loss", METRIC_LABELS[metric]
-    label = label[0].upper() + label[1:]
-    scale = 100 if share else 1
+    label = metric.label[0].upper() + metric.label[1:]
+    scale = 100 if metric.share else 1
     _line(axes, [number for number, _ in known], [scale * score for _, score in known], report["method"])
-    if share:
+    if metric.share:
         axes.set_ylim(0, 100)
-    if metric == "accuracy" and report["majority"] is not None:
+    if metric.has_majority and report["majority"] is not None:
         axes.axhline(100 * report["majority"], color=GREY, linestyle="--", label="majority class")
-    axes.set_ylabel(f"{label} (%)" if share else f"{label} (nats per predicted word piece)")
+    axes.set_ylabel(f"{label} ({metric.unit})")
     _finish(axes, f"{label} on the central test set, by round")
     return figure
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fedbt_app.tasks.tasks import METRIC_LABELS
+from fedbt_app.tasks import metric_named
 
 UNKNOWN = "n/a"
 
@@ -55,7 +55,7 @@ def format_score(name: str, value: float | None) -> str:
     """Write a metric: losses as they are, shares as percentages."""
     if value is None:
         return UNKNOWN
-    return f"{value:,.3f}" if name in ("loss", "perplexity") else f"{100 * value:.1f} %"
+    return f"{100 * value:.1f} %" if metric_named(name).share else f"{value:,.3f}"
 
 
 COSTS: dict[str, tuple[str, Callable[[float | None], str]]] = {
@@ -69,11 +69,6 @@ COSTS: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "peak_memory_bytes": ("Peak memory of a client", format_memory),
 }
 SCORE_HEAD = ["score on the central test set", "before", "after", "majority class"]
-
-
-def score_label(metric: str) -> str:
-    """Return what people call a metric."""
-    return METRIC_LABELS.get(metric, metric.replace("_", " ").replace("f1", "F1"))
 
 
 def ratio_of(value: float, reference: float | None) -> float | None:
@@ -102,7 +97,8 @@ def score_rows(report: Mapping[str, Any]) -> list[list[str]]:
     """Return the score table: a row per metric of the central test set."""
     rows = []
     for name, after in report["final"].items():
-        majority = report.get("majority") if name == "accuracy" else None
+        metric = metric_named(name)
+        majority = report.get("majority") if metric.has_majority else None
         scores = [format_score(name, score) for score in (report["initial"].get(name), after)]
-        rows.append([score_label(name), *scores, "" if majority is None else format_score(name, majority)])
+        rows.append([metric.label, *scores, "" if majority is None else format_score(name, majority)])
     return rows

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 from fedbt_app.codec.codec import decode
 from fedbt_app.costs.cost_model import full_model_bytes
-from fedbt_app.costs.ledger import Outcome
+from fedbt_app.costs.ledger import Cause, Downlink, Outcome
 from fedbt_app.errors import FedBTError
 from fedbt_app.model.weights import Weights
 from fedbt_app.plan import RoundPlan
@@ -36,7 +36,6 @@ class Dialogue:
     """
 
     grid: Grid
-    lineage: str
     roster: Roster
     state: GlobalState
     weights: Weights
@@ -45,21 +44,21 @@ class Dialogue:
 
     def welcome(self, round_: int) -> None:
         """Query the nodes that joined, or came back, since the last round."""
-        self.roster.query(self.grid, self.lineage, self.weights.spec.labels, self.outcome.cost, round_)
+        self.roster.query(self.grid, self.weights.spec.labels, self.outcome.cost, round_)
 
     def train(self, round_: int, plans: Mapping[int, RoundPlan]) -> Iterator[tuple[Participant, Reply, Tensors]]:
         """Have nodes train by their plans; yield each usable reply with its decoded deltas."""
-        for one, reply in self._exchange(MessageType.TRAIN, round_, plans):
+        for participant, reply in self._talk(MessageType.TRAIN, round_, plans):
             try:
-                deltas = self._checked_deltas(reply, plans[one.node])
+                deltas = self._checked_deltas(reply, plans[participant.node])
             except FedBTError as error:
-                self.roster.refuse(round_, one.name, str(error))
+                self.roster.refuse(round_, participant.name, str(error))
                 continue
-            yield one, reply, deltas
+            yield participant, reply, deltas
 
     def evaluate(self, round_: int) -> Iterator[Reply]:
         """Have every participant evaluate; delivers the round's result to each as well."""
-        for _, reply in self._exchange(MessageType.EVALUATE, round_, dict.fromkeys(self.roster.participants)):
+        for _, reply in self._talk(MessageType.EVALUATE, round_, dict.fromkeys(self.roster.participants)):
             yield reply
 
     def _checked_deltas(self, reply: Reply, plan: RoundPlan) -> Tensors:
@@ -80,51 +79,52 @@ class Dialogue:
             deltas |= decoded
         return deltas
 
-    def _exchange(
+    def _talk(
         self, kind: str, round_: int, plans: Mapping[int, RoundPlan | None]
     ) -> Iterator[tuple[Participant, Reply]]:
         """Send every client what it lacks and its plan; yield (participant, good reply), book all bytes."""
         exchange = Exchange(self.grid, kind, str(round_), self.timeout)
-        rest = "downlink_bytes" if kind == MessageType.TRAIN else "evaluation_bytes"
         asked_again: set[int] = set()
-
-        def ask(one: Participant, whole: bool = False) -> None:
-            updates = self.state.updates_for(one.held, whole)
-            sync = Sync(self.lineage, updates, self.state.states())
-            size = exchange.send(one.node, request_record(Request(sync, self.weights.spec.labels, plans[one.node])))
-            if not size:
-                return
-            by_cause: dict[str, int] = {}
-            for update in updates:
-                late_by_plan = self.roster.draws and update.cause == "catch_up" and not whole
-                cause = "round" if late_by_plan else update.cause
-                by_cause[cause] = by_cause.get(cause, 0) + update.encoded.nbytes
-            self.outcome.cost.book_downlink(rest, size, by_cause)
-            self.outcome.cost.healed_parts += len(updates) if whole else 0
-            if "round" in by_cause:
-                self.outcome.full_bytes_down += self._full_bytes()
-
-        for node in plans:
-            ask(self.roster.participants[node])
+        for node, plan in plans.items():
+            self._ask(exchange, self.roster.participants[node], plan)
         for node, message in exchange.replies():
-            one = self.roster.participants[node]
-            if (reply := self._read(one, message, round_, kind)) is None:
+            participant = self.roster.participants[node]
+            reply = self._read(participant, message, round_, kind)
+            if reply is None:
                 continue
-            one.held = dict(reply.held or {})
+            participant.held = dict(reply.held or {})
             if reply.status == LACKING and node not in asked_again:
                 asked_again.add(node)  # its pool is not what it told before: bring it up to date, once
-                log.info("fedbt: round %d: %s lacks parts of its pool, sending them", round_, one.name)
-                ask(one, whole=True)
+                log.info("fedbt: round %d: %s lacks parts of its pool, sending them", round_, participant.name)
+                self._ask(exchange, participant, plans[node], whole=True)
             elif reply.status == LACKING:
-                self.roster.refuse(round_, one.name, "its pool stays incomplete: check the disk of its pool-dir")
+                self.roster.refuse(round_, participant.name, "its pool stays incomplete: check the disk of its pool-dir")
             else:
-                yield one, reply
+                yield participant, reply
         for node in exchange.undelivered:
             self.roster.refuse(round_, self.roster.participants[node].name, "Flower did not take the message to it")
         for node in exchange.silent:
             self.roster.refuse(round_, self.roster.participants[node].name, "did not answer in time (round-timeout)")
 
-    def _read(self, one: Participant, message: Message, round_: int, kind: str) -> Reply | None:
+    def _ask(
+        self, exchange: Exchange, participant: Participant, plan: RoundPlan | None, whole: bool = False
+    ) -> None:
+        """Send one client its request (to evaluate, without a plan), and book it; `whole` sends values, not deltas."""
+        updates = self.state.updates_for(participant.held, whole)
+        sync = Sync(self.roster.lineage, updates, self.state.states())
+        size = exchange.send(participant.node, request_record(Request(sync, self.weights.spec.labels, plan)))
+        if not size:
+            return
+        sent = Downlink()
+        for update in updates:
+            late_by_plan = self.roster.draws and update.cause is Cause.CATCH_UP and not whole
+            sent.add(Cause.ROUND if late_by_plan else update.cause, update.encoded.nbytes)
+        self.outcome.cost.book_request(sent, size, evaluation=plan is None)
+        self.outcome.cost.healed_parts += len(updates) if whole else 0
+        if sent.round:
+            self.outcome.full_bytes_down += self._full_bytes()
+
+    def _read(self, participant: Participant, message: Message, round_: int, kind: str) -> Reply | None:
         """Read and book one reply; None when it can't be used."""
         cost = self.outcome.cost
         if not message.has_error():
@@ -138,7 +138,7 @@ class Dialogue:
             if reply.status == FAILED:
                 raise FedBTError(reply.error)
         except FedBTError as error:
-            self.roster.refuse(round_, one.name, str(error))
+            self.roster.refuse(round_, participant.name, str(error))
             return None
         cost.book_work(reply.costs)
         if reply.deltas:
@@ -148,4 +148,4 @@ class Dialogue:
 
     def _full_bytes(self) -> int:
         spec = self.weights.spec
-        return full_model_bytes(self.weights.checkpoint.architecture, spec.task, len(spec.labels))
+        return full_model_bytes(self.weights.checkpoint.architecture, spec.task.head, len(spec.labels))

@@ -27,7 +27,7 @@ from fedbt_app.server.roster import Refusal
 from fedbt_app.server.state import Part, Step
 from fedbt_app.tensors import Tensors, read_tensors, write_tensors
 
-FORMAT = 2  # raise it when what is stored changes
+FORMAT = 3  # raise it when what is stored changes
 FOLDER, INDEX = "resume", "run.json"
 # They decide how long a run waits, when it stops and what it shows, not what it computes: they may change on resume.
 MAY_CHANGE = {"resume", "min-clients", "min-replies", "below-minimum", "round-timeout", "tensorboard"}
@@ -42,6 +42,7 @@ class Progress:
     nodes : how many were connected at the start: a simulation splits its rows over them
     fingerprint : of the base checkpoint
     initial : metrics before training
+    mechanisms : what the privacy mechanisms' server halves remember, in their order
     """
 
     lineage: str
@@ -52,6 +53,7 @@ class Progress:
     outcome: Outcome
     refusals: list[Refusal]
     parts: Mapping[str, Part]
+    mechanisms: list[dict[str, Any]]
 
 
 class Snapshot:
@@ -115,6 +117,7 @@ class Snapshot:
             outcome=Outcome(**outcome),
             refusals=[Refusal(**refusal) for refusal in run["refusals"]],
             parts=parts,
+            mechanisms=run["mechanisms"],
         )
 
     def check(self, config: RunConfig) -> None:
@@ -196,7 +199,7 @@ def _packed(part: Part) -> Tensors:
     """Put all of a part's tensors under names that `_unpacked` takes apart."""
     packed = {f"value/{name}": tensor for name, tensor in part.tensors.items()}
     packed |= {f"residual/{name}": tensor for name, tensor in part.residual.items()}
-    packed |= {f"velocity/{name}": tensor for name, tensor in part.velocity.items()}
+    packed |= {f"memory/{name}": tensor for name, tensor in part.memory.items()}
     for index, step in enumerate(part.steps):
         packed |= {f"{index}/{name}": torch.tensor(array) for name, array in step.delta.arrays.items()}
     return packed
@@ -212,7 +215,7 @@ def _unpacked(entry: Mapping[str, Any], packed: Tensors) -> Part:
         arrays = {name: tensor.numpy() for name, tensor in sections[str(index)].items()}
         before = step["before"] and PartState(**step["before"])
         steps.append(Step(before, PartState(**step["state"]), Encoded(arrays, step["header"])))
-    kept = (sections.get(name, {}) for name in ("residual", "velocity"))
+    kept = (sections.get(name, {}) for name in ("residual", "memory"))
     return Part(sections["value"], PartState(**entry["state"]), tuple(steps), *kept)
 
 

@@ -12,7 +12,8 @@ class TrainSettings:
     """How a client optimises.
 
     `tokens_per_batch` (0: no limit) bounds a batch's padded word pieces beside `batch_size`;
-    `micro_batch_size` (0: the batch) is how many examples run at once, their gradients added up.
+    `micro_batch_size` (0: the batch) is how many examples run at once, their gradients added up;
+    `seed` is that of dropout, order and masking.
     """
 
     epochs: int
@@ -22,6 +23,7 @@ class TrainSettings:
     tokens_per_batch: int = 0
     micro_batch_size: int = 0
     checkpointing: bool = False
+    seed: tuple[int, ...] = (0,)
 
 
 class Optimizer:

@@ -1,7 +1,7 @@
 """The local training loop, and evaluation."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from fedbt_app.costs.meter import FlopMeter
 from fedbt_app.model import forward
 from fedbt_app.model.local_model import LocalModel
-from fedbt_app.tasks.tasks import Batch, Collator, Scores, padded
+from fedbt_app.tasks.base import padded
+from fedbt_app.tasks.batch import Batch, Collator
 from fedbt_app.training.optimizer import Optimizer, TrainSettings
 from fedbt_app.training.prefix_cache import PrefixCache
 
@@ -35,7 +36,6 @@ def run(
     collator: Collator,
     settings: TrainSettings,
     meter: FlopMeter,
-    seed: Sequence[int],
     cache: PrefixCache | None = None,
 ) -> TrainResult:
     """Train `local` in place: AdamW over its trained tensors, a fresh optimizer each round as in FedAvg.
@@ -43,31 +43,59 @@ def run(
     With a `cache`, the frozen blocks below its depth run once for each example, in this round or an
     earlier one.
     """
-    torch.manual_seed(int(np.random.default_rng(seed).integers(2**62)))  # dropout
+    torch.manual_seed(int(np.random.default_rng(settings.seed).integers(2**62)))  # dropout
     optimizer = Optimizer(local.trained.values(), settings)
-    total, positions = torch.zeros((), device=local.device), 0  # stays there: asking a GPU each step would stall it
-    shapes, cached = [], []
+    steps = _Steps(local, settings, meter, cache)
+    total = torch.zeros((), device=local.device)  # stays there: asking a GPU each step would stall it
+    positions = 0
     for epoch in range(settings.epochs):
-        generator = np.random.default_rng([*seed, epoch])
+        generator = np.random.default_rng([*settings.seed, epoch])
         for batch in batches(rows, collator, settings.batch_size, generator, tokens=settings.tokens_per_batch):
             pieces = [piece for piece in batch.split(settings.micro_batch_size) if piece.reads]  # others have no loss
             for piece in pieces:
                 optimizer.due = piece is pieces[-1]
-                there = piece.to(local.device)
-                start = None
-                if cache and (states := cache.read(piece)) is not None:
-                    start = forward.Prefix(cache.depth, states.to(local.device, non_blocking=True))
-                    cached.append(piece.shape[:2])
-                elif cache:
-                    start = meter.step(("prefix", piece.shape), partial(forward.prefix, local, there, cache.depth))
-                    cache.write(piece, start.states)
-                share = piece.reads / batch.reads
-                step = partial(_backward, local, there, start, share, settings.checkpointing)
-                total += meter.step((bool(start), piece.shape), step) * piece.reads
-                shapes.append(piece.shape)
+                total += steps.take(piece, share=piece.reads / batch.reads) * piece.reads
             positions += batch.reads
     optimizer.detach()
-    return TrainResult(float(total) / max(1, positions), len(rows), shapes, cached)
+    return TrainResult(float(total) / max(1, positions), len(rows), steps.shapes, steps.cached)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Runs single steps, counts their FLOPs, and notes what they were."""
+
+    local: LocalModel
+    settings: TrainSettings
+    meter: FlopMeter
+    cache: PrefixCache | None
+    shapes: list[tuple[int, int, int, bool]] = field(default_factory=list)
+    cached: list[tuple[int, int]] = field(default_factory=list)
+
+    def take(self, batch: Batch, share: float) -> torch.Tensor:
+        """Add the gradient of `share` times a batch's mean loss; returns that loss."""
+        there = batch.to(self.local.device)
+        start = self._start(batch, there)
+        self.shapes.append(batch.shape)
+
+        def backward() -> torch.Tensor:
+            value = forward.loss(self.local, there, start, self.settings.checkpointing)
+            (value * share).backward()
+            return value.detach()
+
+        return self.meter.step((start is not None, batch.shape), backward)
+
+    def _start(self, batch: Batch, there: Batch) -> forward.Prefix | None:
+        """Return what the frozen blocks give for a batch, from the cache or into it; None where nothing is kept."""
+        cache = self.cache
+        if cache is None:
+            return None
+        states = cache.read(batch)
+        if states is not None:
+            self.cached.append((there.input_ids.shape[0], there.input_ids.shape[1]))
+            return forward.Prefix(cache.depth, states.to(self.local.device, non_blocking=True))
+        start = self.meter.step(("prefix", batch.shape), partial(forward.prefix, self.local, there, cache.depth))
+        cache.write(batch, start.states)
+        return start
 
 
 @torch.no_grad()
@@ -76,7 +104,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Return the task's metrics of `local` on `rows`; mlm masks the same pieces every time."""
     local.module.eval()
-    scores = Scores(local.spec.task, local.spec.labels)
+    scores = local.spec.task.scores(local.spec.labels)
     generator = np.random.default_rng(0)
     for batch in batches(rows, collator, batch_size, generator, shuffled=False):
         scores.add(forward.logits(local, batch.to(local.device)).float().cpu(), batch.labels)
@@ -109,12 +137,3 @@ def batches(
             groups[-1].append(int(row))
     for index in generator.permutation(len(groups)) if shuffled else range(len(groups)):
         yield replace(collator([rows[row] for row in groups[index]], generator), rows=tuple(groups[index]))
-
-
-def _backward(
-    local: LocalModel, batch: Batch, start: forward.Prefix | None, share: float, checkpointing: bool
-) -> torch.Tensor:
-    """Add the gradient of `share` times the batch's mean loss; returns that loss."""
-    value = forward.loss(local, batch, start, checkpointing)
-    (value * share).backward()
-    return value.detach()

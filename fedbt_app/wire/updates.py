@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from fedbt_app.codec.codec import Encoded
+from fedbt_app.costs.ledger import Cause
 from fedbt_app.parts import BASE, PartState
 
 DELTA, VALUE = "delta", "value"
@@ -23,8 +24,8 @@ class Update:
     late: bool = False
 
     @property
-    def cause(self) -> str:
-        """Why it is sent: the ledger books `first_contact`, `round` and `catch_up` apart."""
+    def cause(self) -> Cause:
+        """Why it is sent, for the ledger."""
         if self.kind == DELTA:
-            return "catch_up" if self.late else "round"
-        return "first_contact" if self.state.version == BASE else "catch_up"
+            return Cause.CATCH_UP if self.late else Cause.ROUND
+        return Cause.FIRST_CONTACT if self.state.version == BASE else Cause.CATCH_UP

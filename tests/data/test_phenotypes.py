@@ -87,12 +87,12 @@ def test_parses_terms_of_an_ontology(small: Path) -> None:
 
 
 def test_small_systems_are_no_class_but_adapt_the_encoder(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert phenotypes.rows("classification") == {"train": [], "test": []}
-    rows = {row["id"]: row for split in phenotypes.rows("mlm").values() for row in split}
+    assert phenotypes.classified_terms() == {"train": [], "test": []}
+    rows = {row["id"]: row for split in phenotypes.all_terms().values() for row in split}
     assert rows["HP:3"]["text"] == 'Red eye. Said "red" and a \\ sign. Eye, red'
     assert rows["HP:4"]["label"] == "several"
     monkeypatch.setattr(phenotypes, "MIN_TERMS", 1)
-    classified = [row for split in phenotypes.rows("classification").values() for row in split]
+    classified = [row for split in phenotypes.classified_terms().values() for row in split]
     assert classified == [{"id": "HP:3", "text": 'Said "red" and a \\ sign.', "label": "eye"}]
 
 
@@ -102,7 +102,7 @@ def test_description_is_read_from_the_file(small: Path) -> None:
 
 
 def test_real_classes_are_learnable_and_in_both_splits() -> None:
-    rows = phenotypes.rows("classification")
+    rows = phenotypes.classified_terms()
     train, test = (Counter(row["label"] for row in rows[split]) for split in ("train", "test"))
     assert set(train) == set(test)
     assert len(train) >= 10
@@ -113,7 +113,7 @@ def test_real_classes_are_learnable_and_in_both_splits() -> None:
 
 
 def test_real_texts_are_distinct_definitions() -> None:
-    rows = [row for split in phenotypes.rows("classification").values() for row in split]
+    rows = [row for split in phenotypes.classified_terms().values() for row in split]
     assert len({row["text"] for row in rows}) == len(rows)
     assert all(row["text"] and "\\" not in row["text"] and "\n" not in row["text"] for row in rows)
     kidney = next(row for row in rows if row["id"] == "HP:0000013")
@@ -122,7 +122,7 @@ def test_real_texts_are_distinct_definitions() -> None:
 
 
 def test_no_tested_term_is_in_the_text_that_the_encoder_sees() -> None:
-    classification, mlm = phenotypes.rows("classification"), phenotypes.rows("mlm")
+    classification, mlm = phenotypes.classified_terms(), phenotypes.all_terms()
     tested = {row["id"] for row in classification["test"]}
     adapted = {row["id"] for row in mlm["train"]}
     assert tested

@@ -1,0 +1,35 @@
+"""A table of what a setting may name, in which a name that is none raises wherever it is asked for."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from fedbt_app.errors import FedBTError
+
+Thing = TypeVar("Thing")
+Maker = Callable[[str, Any], Thing]  # the text behind `name:`, and the run's settings
+
+
+class Choices(dict[str, Thing]):
+    """Things by name; `setting` names the table in errors."""
+
+    def __init__(self, setting: str, things: Mapping[str, Thing]) -> None:
+        super().__init__(things)
+        self.setting = setting
+
+    def __missing__(self, name: str) -> Thing:
+        raise FedBTError(f"{self.setting}={name} is not one of {', '.join(self) or '(there are none)'}")
+
+
+def made(makers: Choices[Maker[Thing]], text: str, settings: Any) -> Thing:
+    """Make what `name` or `name:value` stands for.
+
+    Raises
+    ------
+    FedBTError
+        When there is no such name, or the value is not one that it takes.
+    """
+    name, _, value = text.strip().partition(":")
+    try:
+        return makers[name](value, settings)
+    except ValueError:
+        raise FedBTError(f"{makers.setting}={text}: {name} takes a number, write for example {name}:0.5") from None

@@ -1,0 +1,110 @@
+"""One model of a family: its sizes and the shapes of its tensors, from its config alone."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from fedbt_app.encoders import ENCODERS
+from fedbt_app.encoders.base import Dimensions, Encoder
+from fedbt_app.errors import FedBTError
+from fedbt_app.parts import EMBEDDINGS, HEAD, HeadKind, Shapes, block_part
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A family's model of certain dimensions.
+
+    `settings` is the config.json as text: a value that can be compared, hashed and kept.
+    """
+
+    encoder: Encoder
+    dimensions: Dimensions
+    settings: str
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], source: str) -> "Architecture":
+        """Read a transformers config.json; `source` names it in errors.
+
+        Raises
+        ------
+        FedBTError
+            For a model type that no family here has, and for an incomplete config.
+        """
+        kind = config.get("model_type")
+        if kind not in ENCODERS:
+            supported = ", ".join(ENCODERS)
+            raise FedBTError(f"{source} is of model type {kind!r}; supported: {supported} - choose such a checkpoint")
+        encoder = ENCODERS[kind]
+        return cls(encoder, encoder.dimensions(config, source), json.dumps(config, sort_keys=True))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config.json."""
+        config: dict[str, Any] = json.loads(self.settings)
+        return config
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return self.dimensions.depth
+
+    @property
+    def hidden(self) -> int:
+        """Width of the hidden states."""
+        return self.dimensions.hidden
+
+    def embeddings(self) -> Shapes:
+        """Shapes of the embedding tensors."""
+        return dict(_parts(self, HeadKind.TOKEN, 1)[EMBEDDINGS])
+
+    def block(self, index: int) -> Shapes:
+        """Shapes of the tensors of encoder block `index`."""
+        return dict(_parts(self, HeadKind.TOKEN, 1)[block_part(index)])
+
+    def adapter(self, index: int, rank: int) -> Shapes:
+        """Shapes of the LoRA tensors on encoder block `index`."""
+        shapes: Shapes = {}
+        for name, shape in self.block(index).items():
+            module, _, kind = name.rpartition(".")
+            if kind == "weight" and module.rpartition(".")[2] in self.encoder.adapted_modules:
+                outputs, inputs = shape
+                shapes[f"{module}.lora_A.weight"] = (rank, inputs)
+                shapes[f"{module}.lora_B.weight"] = (outputs, rank)
+        return shapes
+
+    def head(self, kind: HeadKind, num_labels: int) -> Shapes:
+        """Shapes of the trained output head; a decoder that is tied to the word embeddings is not in it."""
+        return dict(_parts(self, kind, num_labels)[HEAD])
+
+    def label_tensors(self, kind: HeadKind) -> set[str]:
+        """Names of the head's tensors that are made for one set of labels: those whose shape follows its size."""
+        one, two = self.head(kind, 1), self.head(kind, 2)
+        return {name for name in one if one[name] != two[name]}
+
+    def part(self, part: str, kind: HeadKind, num_labels: int, rank: int) -> Shapes:
+        """Shapes of one part, by its name; FedBTError when there is none of that name."""
+        group, _, index = part.partition(".")
+        if part == EMBEDDINGS:
+            return self.embeddings()
+        if part == HEAD:
+            return self.head(kind, num_labels)
+        if index.isdecimal() and int(index) < self.depth and group in ("block", "adapter"):
+            return self.block(int(index)) if group == "block" else self.adapter(int(index), rank)
+        raise FedBTError(f"{part!r} is not a part of a {self.encoder.title} of {self.depth} blocks")
+
+    def model(self, kind: HeadKind, num_labels: int) -> Shapes:
+        """Shapes of every tensor of the whole model with such a head."""
+        return {name: shape for shapes in _parts(self, kind, num_labels).values() for name, shape in shapes.items()}
+
+
+@cache
+def _parts(architecture: Architecture, kind: HeadKind, num_labels: int) -> dict[str, Shapes]:
+    """Read the shapes off transformers' model, by part; a tensor that is tied to another counts once."""
+    labels = [f"LABEL_{index}" for index in range(max(1, num_labels))]
+    module = architecture.encoder.weightless(architecture.config, kind, labels, architecture.depth)
+    parts: dict[str, Shapes] = {}
+    for name, parameter in module.named_parameters():
+        parts.setdefault(architecture.encoder.part_of(name), {})[name] = tuple(parameter.shape)
+    return parts

@@ -1,0 +1,16 @@
+"""What is done to deltas so that they tell less: one file a mechanism, and this table of them by name.
+
+None is there yet. A maker gets what stands behind `name:` in the setting, and the run's settings.
+"""
+
+from typing import Any
+
+from fedbt_app.choices import Choices, Maker, made
+from fedbt_app.privacy.base import Mechanism
+
+MECHANISMS: Choices[Maker[Mechanism]] = Choices("privacy", {})
+
+
+def mechanisms(settings: Any) -> list[Mechanism]:
+    """Make the mechanisms that the setting `privacy` names, in order; normally none."""
+    return [made(MECHANISMS, text, settings) for text in settings.privacy.split(",") if text.strip()]

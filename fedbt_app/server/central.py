@@ -1,0 +1,58 @@
+"""The central test set, and the global model's metrics on it."""
+
+from functools import cached_property
+from typing import Any
+
+from fedbt_app.config import NO_DATA, RunConfig
+from fedbt_app.data import examples
+from fedbt_app.model.checkpoint import Checkpoint
+from fedbt_app.model.device import pick_device, use_bfloat16
+from fedbt_app.model.local_model import build
+from fedbt_app.model.weights import Weights
+from fedbt_app.plan import untrained_plan
+from fedbt_app.tasks import TASKS
+from fedbt_app.tasks.base import Reading
+from fedbt_app.tasks.batch import Collator, special_tokens
+from fedbt_app.training import train
+
+
+class CentralTest:
+    """The rows that the server evaluates on; none where it has no data.
+
+    Attributes
+    ----------
+    rows : tokenised examples
+    label_counts : rows (or tags) by label name
+    """
+
+    def __init__(self, config: RunConfig, checkpoint: Checkpoint) -> None:
+        self._config, self._checkpoint = config, checkpoint
+        self._task = TASKS[config.task]
+        self._device = pick_device(config.device)
+        self.rows: list[dict[str, Any]] = []
+        self.label_counts: dict[str, int] = {}
+        if config.dataset != NO_DATA:
+            found = examples.test_data(config, checkpoint.tokenizer, checkpoint.tokenizer_id)
+            self.rows = found.to_list()
+            self.label_counts = self._task.label_counts([found])
+
+    @property
+    def majority(self) -> float | None:
+        """The score of always answering the most frequent label; None where there is no such thing."""
+        return self._task.majority(self.label_counts) if self.rows else None
+
+    def evaluate(self, weights: Weights) -> dict[str, float]:
+        """Return the metrics of the global model; none without a test set."""
+        if not self.rows:
+            return {}
+        plan = untrained_plan(self._checkpoint.architecture.depth)
+        bfloat16 = use_bfloat16(self._config.precision, self._device)
+        local = build(weights, plan, self._device, bfloat16)
+        return train.evaluate(local, self.rows, self._collator(weights.spec.labels), train.EVALUATION_BATCH)
+
+    def _collator(self, labels: tuple[str, ...]) -> Collator:
+        return Collator(self._task, Reading(self._tokens, labels, self._config.mask_probability))
+
+    @cached_property
+    def _tokens(self) -> Any:
+        return special_tokens(self._checkpoint.tokenizer())

@@ -1,0 +1,275 @@
+"""What a task has to say of itself: its columns, word pieces, labels, loss, metrics and published order of blocks."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+
+from fedbt_app.errors import FedBTError
+from fedbt_app.parts import HeadKind
+from fedbt_app.tasks.metrics import Metric
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast
+
+IGNORED = -100  # torch's own mark for "no loss here"
+MULTIPLE = 8  # batches are padded to multiples of this: fewer distinct shapes, friendlier kernels
+
+Columns = dict[str, list[Any]]  # column name -> one value a row
+Row = Mapping[str, Any]
+Blocks = tuple[int, ...]
+
+
+class Settings(Protocol):
+    """What tasks read of a run's settings: a part of RunConfig, which stands above them."""
+
+    @property
+    def text_column(self) -> str: ...  # noqa: D102 (docs/config.md says what each is)
+    @property
+    def label_column(self) -> str: ...  # noqa: D102
+    @property
+    def tokens_column(self) -> str: ...  # noqa: D102
+    @property
+    def tags_column(self) -> str: ...  # noqa: D102
+    @property
+    def max_length(self) -> int: ...  # noqa: D102
+    @property
+    def masking(self) -> str: ...  # noqa: D102
+    @property
+    def static_maskings(self) -> int: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """What masking and padding need to know of a tokenizer."""
+
+    pad: int
+    mask: int
+    special: tuple[int, ...]
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What reading a batch needs to know beside its rows.
+
+    Attributes
+    ----------
+    labels : names in the order of their ids; empty where the task has none
+    mask_probability : share of a row's pieces that is predicted (mlm)
+    """
+
+    tokens: SpecialTokens
+    labels: tuple[str, ...] = ()
+    mask_probability: float = 0.15
+
+    def label_id(self, name: str) -> int:
+        """Return the id of a label; FedBTError when it is not in the label set."""
+        try:
+            return self.labels.index(name)
+        except ValueError:
+            known = ", ".join(self.labels)
+            raise FedBTError(f"label {name!r} is not in the label set ({known}): mend the data or set labels") from None
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a task makes of a batch of rows: B examples, T word pieces, P loss positions (padded with 0).
+
+    Attributes
+    ----------
+    ids : (B, T) int64 word pieces
+    positions : (B, P) int64, where the loss reads
+    targets : (B, P) int64, IGNORED where `positions` is padding
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    targets: np.ndarray
+
+
+class Task(ABC):
+    """One kind of training.
+
+    Attributes
+    ----------
+    name : as `task=` names it
+    head : the kind of output head
+    metrics : all that its scores have, the primary one first
+    pipeline : transformers' pipeline for the exported model
+    columns : settings that name the columns which rows must have, the one with the text first
+    label_key : the setting that names the column of labels; empty where there are none
+    embedded_rows : which rows of the embedded data set it takes (data.phenotypes); empty for none
+    draws_deeper_blocks : whether, in the published order, the blocks above the trained one are drawn for each client
+    """
+
+    name: ClassVar[str]
+    head: ClassVar[HeadKind]
+    metrics: ClassVar[tuple[Metric, ...]]
+    pipeline: ClassVar[str]
+    columns: ClassVar[tuple[str, ...]]
+    label_key: ClassVar[str] = ""
+    embedded_rows: ClassVar[str] = ""
+    draws_deeper_blocks: ClassVar[bool] = False
+
+    @property
+    def metric(self) -> Metric:
+        """The metric by which runs are judged."""
+        return self.metrics[0]
+
+    # -- rows --------------------------------------------------------------------------------------------
+
+    def prepared(self, settings: Settings, columns: Columns) -> Columns:
+        """Return raw columns as `check` and `tokenise` want them."""
+        return columns
+
+    @abstractmethod
+    def check(self, settings: Settings, row: Row, where: str) -> Sequence[str] | None:
+        """Return a row's labels; None for a row without text, which is dropped.
+
+        Raises
+        ------
+        FedBTError
+            For a row that cannot be used; `where` names it. No cell is quoted: errors travel to the server.
+        """
+
+    @abstractmethod
+    def tokenise(self, settings: Settings, tokenizer: "PreTrainedTokenizerFast", rows: Columns) -> Columns:
+        """Turn checked rows into examples: `input_ids`, [CLS] and [SEP] included, and what `read` wants."""
+
+    def label_counts(self, splits: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+        """Count the labels in tokenised examples, by name; none where the task has none."""
+        counts: Counter[str] = Counter()
+        for split in splits:
+            counts.update(self.labels_in(split))
+        return dict(sorted(counts.items()))
+
+    def labels_in(self, split: Mapping[str, Any]) -> Iterable[str]:
+        """Return every label of a split's examples, as often as it occurs."""
+        return ()
+
+    def merged_labels(self, reported: Iterable[Iterable[str]]) -> tuple[str, ...]:
+        """Merge the label names of the clients, in the order of their ids."""
+        return tuple(sorted({name for names in reported for name in names}))
+
+    def skew_by(self, settings: Settings, columns: Mapping[str, Sequence[Any]]) -> Sequence[Any] | None:
+        """Return what a partition skewed by label goes by, one value a row; None where the data has no such column."""
+        return columns.get(settings.label_column)
+
+    # -- batches -----------------------------------------------------------------------------------------
+
+    def versions(self, settings: Settings) -> int:
+        """Return how many versions of each row there are, one a round in turn; 0 where each epoch makes its own."""
+        return 1
+
+    def fixed(self, rows: Sequence[Row], reading: Reading, seed: Sequence[int]) -> Sequence[Row]:
+        """Return rows that every epoch reads alike, in the version that `seed` stands for."""
+        return rows
+
+    @abstractmethod
+    def read(
+        self, rows: Sequence[Row], ids: np.ndarray, present: np.ndarray, reading: Reading, generator: np.random.Generator
+    ) -> Read:
+        """Choose the loss positions of a batch and their targets.
+
+        Parameters
+        ----------
+        ids : (B, T) word pieces, padded; may be changed in place
+        present : (B, T) bool, True where there is a word piece
+        generator : for what is drawn anew in each batch
+        """
+
+    @abstractmethod
+    def full_positions(self, length: int, mask_probability: float) -> int:
+        """Return the loss positions of an example of `length` word pieces: for predicted costs."""
+
+    # -- loss and scores -------------------------------------------------------------------------------------
+
+    def loss(self, outputs: "torch.Tensor", targets: "torch.Tensor", reduction: str = "mean") -> "torch.Tensor":
+        """Return the mean (or `sum`) of the loss of the outputs (B, P, classes) at the loss positions: cross-entropy."""
+        from torch.nn.functional import cross_entropy
+
+        flat = outputs.flatten(0, 1).float()
+        return cross_entropy(flat, targets.flatten(), ignore_index=IGNORED, reduction=reduction)
+
+    def scores(self, labels: tuple[str, ...]) -> "Scores":
+        """Return what collects an evaluation's predictions."""
+        return Scores(self, labels)
+
+    @abstractmethod
+    def scored(self, pairs: "Sequence[Pair]", loss: float, labels: tuple[str, ...]) -> dict[str, float]:
+        """Return the metrics over all predictions, by name."""
+
+    def majority(self, label_counts: Mapping[str, int]) -> float | None:
+        """Return the score of always answering the most frequent label; None where that means nothing."""
+        return None
+
+    # -- plan ------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def published(self, num_rounds: int, depth: int, local_depth: int) -> list[Blocks]:
+        """Return the blocks that each round trains in the paper's order, ascending."""
+
+    def measured(self, depth: int) -> str:
+        """Return the schedule that our measurements chose for so shallow a model; empty for the published order."""
+        return ""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One example's true and predicted label ids, position by position."""
+
+    true: list[int]
+    predicted: list[int]
+
+
+class Scores:
+    """Collects predictions over batches and turns them into the task's metrics."""
+
+    def __init__(self, task: Task, labels: tuple[str, ...] = ()) -> None:
+        self._task, self._labels = task, labels
+        self._loss = 0.0
+        self._count = 0
+        self._pairs: list[Pair] = []
+
+    def add(self, outputs: "torch.Tensor", targets: "torch.Tensor") -> None:
+        """Add one batch: outputs (B, P, classes), targets (B, P)."""
+        kept = targets != IGNORED
+        self._loss += float(self._task.loss(outputs[kept][None], targets[kept][None], reduction="sum"))
+        self._count += int(kept.sum())
+        predicted = outputs.argmax(dim=-1)
+        for row in range(len(targets)):
+            self._pairs.append(Pair(targets[row][kept[row]].tolist(), predicted[row][kept[row]].tolist()))
+
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics over all that was added."""
+        return self._task.scored(self._pairs, self._loss / max(1, self._count), self._labels)
+
+
+def padded(length: int) -> int:
+    """Round a length up to what it is padded to."""
+    return -(-int(length) // MULTIPLE) * MULTIPLE
+
+
+def in_batches(values: list[Any], size: int = 1000) -> Iterator[list[Any]]:
+    """Yield a long list in pieces: so many rows are tokenised at once."""
+    return (values[start : start + size] for start in range(0, len(values), size))
+
+
+def all_positions(pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
+    """Return all true and all predicted label ids, one after the other."""
+    true = [label for pair in pairs for label in pair.true]
+    predicted = [label for pair in pairs for label in pair.predicted]
+    return np.array(true), np.array(predicted)
+
+
+def checked_text(settings: Settings, row: Row, where: str) -> bool:
+    """Say whether a row has text; FedBTError when its text column holds something else."""
+    text = row[settings.text_column]
+    if text is not None and not isinstance(text, str):
+        raise FedBTError(f"{where}: column {settings.text_column!r} holds no text: set text-column, or mend the row")
+    return bool(text and text.strip())

@@ -1,0 +1,108 @@
+"""Fine-tuning: one class a row."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedbt_app.errors import FedBTError
+from fedbt_app.parts import HeadKind
+from fedbt_app.tasks.base import (
+    Blocks,
+    Columns,
+    Pair,
+    Read,
+    Reading,
+    Row,
+    Settings,
+    Task,
+    all_positions,
+    checked_text,
+    in_batches,
+)
+from fedbt_app.tasks.metrics import ACCURACY, LOSS, MACRO_F1
+from fedbt_app.tasks.schedules import cyclic_decreasing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+class Classification(Task):
+    """Name the class of a text."""
+
+    name = "classification"
+    head = HeadKind.SEQUENCE
+    metrics = (ACCURACY, MACRO_F1, LOSS)
+    pipeline = "text-classification"
+    columns = ("text_column", "label_column")
+    label_key = "label_column"
+    embedded_rows = "terms of one organ system"
+
+    def prepared(self, settings: Settings, columns: Columns) -> Columns:
+        """Return the columns with labels as text."""
+        labels = [_as_text(label) for label in columns[settings.label_column]]
+        return columns | {settings.label_column: labels}
+
+    def check(self, settings: Settings, row: Row, where: str) -> Sequence[str] | None:
+        """Return the row's class."""
+        if not checked_text(settings, row, where):
+            return None
+        label = row[settings.label_column]
+        if not label:
+            raise FedBTError(f"{where}: column {settings.label_column!r} has no label: fill it, or drop the row")
+        return (label,)
+
+    def tokenise(self, settings: Settings, tokenizer: "PreTrainedTokenizerFast", rows: Columns) -> Columns:
+        """Cut each text at `max_length` word pieces."""
+        ids: list[list[int]] = []
+        for texts in in_batches(rows[settings.text_column]):
+            ids += tokenizer(texts, truncation=True, max_length=settings.max_length)["input_ids"]
+        return {"input_ids": ids, "label": rows[settings.label_column]}
+
+    def labels_in(self, split: Mapping[str, Any]) -> Iterable[str]:
+        """Return the class of each example."""
+        labels: Iterable[str] = split["label"]
+        return labels
+
+    def read(
+        self, rows: Sequence[Row], ids: np.ndarray, present: np.ndarray, reading: Reading, generator: np.random.Generator
+    ) -> Read:
+        """Read each row at its first piece."""
+        targets = np.array([[reading.label_id(row["label"])] for row in rows], dtype=np.int64)
+        return Read(ids, np.zeros((len(rows), 1), dtype=np.int64), targets)
+
+    def full_positions(self, length: int, mask_probability: float) -> int:
+        """Return one: the first piece."""
+        return 1
+
+    def scored(self, pairs: Sequence[Pair], loss: float, labels: tuple[str, ...]) -> dict[str, float]:
+        """Return loss, accuracy and the mean F1 of the classes that occur."""
+        true, predicted = all_positions(pairs)
+        accuracy = float((true == predicted).mean()) if len(true) else 0.0
+        return {"loss": loss, "accuracy": accuracy, "macro_f1": _macro_f1(true, predicted)}
+
+    def majority(self, label_counts: Mapping[str, int]) -> float | None:
+        """Return the accuracy of always answering the most frequent class."""
+        return max(label_counts.values(), default=0) / max(1, sum(label_counts.values()))
+
+    def published(self, num_rounds: int, depth: int, local_depth: int) -> list[Blocks]:
+        """Return the deepest 1, 2, .. blocks in turn."""
+        return [tuple(range(lowest, depth)) for lowest in cyclic_decreasing(num_rounds, depth)]
+
+    def measured(self, depth: int) -> str:
+        """Return the deepest half in every round."""
+        return ",".join(map(str, range(depth // 2, depth)))
+
+
+def _as_text(label: Any) -> str:
+    if label is None or label != label:  # NaN is how parquet may say none
+        return ""
+    return str(label).strip()
+
+
+def _macro_f1(true: np.ndarray, predicted: np.ndarray) -> float:
+    scores = []
+    for label in np.unique(true):
+        hits = int(((true == label) & (predicted == label)).sum())
+        scores.append(2 * hits / int((true == label).sum() + (predicted == label).sum()))
+    return float(np.mean(scores)) if scores else 0.0
