@@ -30,7 +30,7 @@ from fedbt_app.plan import frozen_prefix
 from fedbt_app.tasks.tasks import Collator, mask_once, special_tokens
 from fedbt_app.tensors import Tensors, digest
 from fedbt_app.training import train
-from fedbt_app.training.prefix_cache import PrefixCache
+from fedbt_app.training.prefix_cache import FrozenBlocks, PrefixCache
 from fedbt_app.training.train import EVALUATION_BATCH, TrainResult
 from fedbt_app.wire.messages import LACKING, Capabilities, Reply, Request
 from fedbt_app.wire.updates import DELTA, Update
@@ -144,9 +144,9 @@ class Client:
         depth = frozen_prefix(
             config.method, config.task, arch.depth, config.local_depth, config.num_rounds, config.schedule
         )
-        base = f"{self.checkpoint.file_id} bf16={self._bfloat16}"
+        blocks = FrozenBlocks(f"{self.checkpoint.file_id} bf16={self._bfloat16}", depth, arch.hidden)
         budget = int(config.prefix_cache_gb * 1e9) // config.fixed_versions  # each has a cache of its own
-        return PrefixCache.open(folder, depth, rows, arch.hidden, base, budget)
+        return PrefixCache.open(folder, blocks, rows, budget)
 
     def _pool(self, request: Request) -> ParameterPool:
         return ParameterPool(self.config.pool_folder, request.sync.lineage, self.name)
