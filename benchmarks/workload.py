@@ -22,7 +22,7 @@ from fedbt_app.parts import HEAD
 from fedbt_app.plan import RoundPlan, frozen_prefix, plan_round
 from fedbt_app.tasks.tasks import IGNORED, Batch, Collator, SpecialTokens
 from fedbt_app.training import train
-from fedbt_app.training.prefix_cache import PrefixCache
+from fedbt_app.training.prefix_cache import FrozenBlocks, PrefixCache
 
 BATCH, LENGTH, ROUNDS, QUANTILES, SAMPLED_ROWS = 8, 128, 10, 4, 4000
 TASKS = ("mlm", "classification", "ner")
@@ -86,7 +86,7 @@ class Setting:
         """Open the frozen-prefix cache as a client does: there is none in pre-training."""
         depth = 0 if self.task == "mlm" else frozen_prefix("fedbt", self.task, self.arch.depth, 0, ROUNDS)
         base = f"{self.weights.checkpoint.fingerprint(self.task)} bf16={self.bfloat16}" if depth else ""
-        return PrefixCache.open(folder, depth, rows, self.arch.hidden, base, budget=1 << 40)
+        return PrefixCache.open(folder, FrozenBlocks(base, depth, self.arch.hidden), rows, budget=1 << 40)
 
 
 def write_checkpoint(folder: Path, name: str) -> None:

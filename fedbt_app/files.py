@@ -1,20 +1,78 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all.
+
+Each is made beside its place and moved there once it is on the disk. What a killed process leaves behind has a name
+that ends in `.partial`.
+"""
 
 import os
+import secrets
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+PARTIAL = ".partial"
+PRIVATE, READABLE = 0o600, 0o666  # who may read a file, less what the umask takes away
 
-def replace_file(path: Path, write: Callable[[str], object]) -> None:
-    """Put what `write(temporary name)` makes in the place of `path`: whole and on the disk, or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    os.close(handle)
+
+def replace_file(path: Path, write: Callable[[Path], object], mode: int = PRIVATE) -> None:
+    """Put what `write(temporary path)` makes in the place of `path`; where it fails, `path` stays as it was."""
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, mode))
         write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        _see_onto_disk(temporary)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def replace_text(path: Path, text: str, mode: int = PRIVATE) -> None:
+    """Put `text` in the place of `path`, as `replace_file` does."""
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), mode)
+
+
+@contextmanager
+def replaced_folder(path: Path, keep: Callable[[], bool] = lambda: False) -> Iterator[Path]:
+    """Yield an empty folder, private to this user, that takes the place of `path` when the block ends.
+
+    Where the block fails, `path` stays as it was.
+
+    Parameters
+    ----------
+    keep : asked at the end where something stands at `path`: true leaves that there and drops the new folder
+    """
+    around = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{path.name}.", suffix=PARTIAL))
+    new, old = around / "new", around / "old"
+    try:
+        new.mkdir(0o700)
+        yield new
+        for file in new.rglob("*"):
+            if file.is_file():
+                _see_onto_disk(file)
+        _take_place(new, path, old, keep)
+    finally:
+        shutil.rmtree(around, ignore_errors=True)
+
+
+def _take_place(new: Path, path: Path, old: Path, keep: Callable[[], bool]) -> None:
+    try:
+        new.rename(path)  # at one stroke, but only where nothing stands
+    except OSError:
+        if not os.path.lexists(path):
+            raise
+        if keep():
+            return
+        path.rename(old)
+        try:
+            new.rename(path)
+        except BaseException:
+            old.rename(path)
+            raise
+
+
+def _see_onto_disk(file: Path) -> None:
+    with file.open("rb") as content:
+        os.fsync(content.fileno())

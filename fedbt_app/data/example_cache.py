@@ -5,8 +5,6 @@ An entry's name covers all that decides what is in it; a corrupt entry is made a
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fedbt_app.config import RunConfig
 from fedbt_app.data.sources import Columns, identity, length
 from fedbt_app.errors import FedBTError
+from fedbt_app.files import replaced_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,12 +40,9 @@ def cached(
         splits, counts = build()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name[:8]}.", dir=folder.parent))
-        try:
+        with replaced_folder(folder, keep=lambda: _is_whole(folder)) as scratch:
             _save(scratch, splits, counts)
-            return _publish(scratch, folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        return _open(folder)
     except OSError as error:
         raise FedBTError(
             f"the cache {config.cache_folder} cannot be written ({error.strerror or type(error).__name__}): "
@@ -89,14 +85,10 @@ def _open(folder: Path) -> Found:
     return splits, about["label_counts"]
 
 
-def _publish(scratch: Path, folder: Path) -> Found:
-    """Rename to the final name at once, unless another process was faster: then its examples are the same."""
+def _is_whole(folder: Path) -> bool:
+    """Say whether another process was faster: then its examples are the same. A corrupt entry is not whole."""
     try:
-        scratch.rename(folder)
-    except OSError:
-        try:
-            return _open(folder)
-        except Exception:  # a corrupt entry stands in the way
-            shutil.rmtree(folder, ignore_errors=True)
-            scratch.rename(folder)
-    return _open(folder)
+        _open(folder)
+    except Exception:  # absent, or corrupt in whatever way
+        return False
+    return True

@@ -1,11 +1,10 @@
 """The result: a stock transformers model folder with tokenizer and model card."""
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedbt_app.files import replaced_folder
 from fedbt_app.model.checkpoint import Checkpoint
 from fedbt_app.model.local_model import build
 from fedbt_app.model.weights import Weights
@@ -23,20 +22,13 @@ def export(folder: Path, weights: Weights, card: str) -> Path:
     for name in checkpoint.architecture.encoder.dropout_keys:  # the base's own, not the run's
         setattr(model.config, name, checkpoint.config.get(name, 0.1))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".model-"))
-    try:
+    with replaced_folder(folder) as scratch:
         model.save_pretrained(scratch)
         checkpoint.tokenizer().save_pretrained(scratch)
         (scratch / "README.md").write_text(card, encoding="utf-8")
         scratch.chmod(0o755)
         for file in scratch.iterdir():
             file.chmod(0o644)
-        if folder.exists():
-            shutil.rmtree(folder)
-        scratch.rename(folder)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
     return folder
 
 

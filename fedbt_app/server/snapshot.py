@@ -21,7 +21,7 @@ from fedbt_app.codec.codec import Encoded
 from fedbt_app.config import RunConfig, defaults
 from fedbt_app.costs.ledger import Ledger, Outcome, RoundEntry
 from fedbt_app.errors import FedBTError
-from fedbt_app.files import replace_file
+from fedbt_app.files import PARTIAL, replace_text
 from fedbt_app.parts import PartState
 from fedbt_app.server.roster import Refusal
 from fedbt_app.server.state import Part, Step
@@ -78,7 +78,7 @@ class Snapshot:
             run |= {"config": config.values(), "outcome": asdict(progress.outcome), "parts": self._stored}
             run["refusals"] = [asdict(refusal) for refusal in progress.refusals]
             text = json.dumps({"format": FORMAT, "digest": _digest(run), "run": run})
-            replace_file(self.folder / INDEX, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+            replace_text(self.folder / INDEX, text)
             self._drop_all_but({self._file(name, one["state"]).name for name, one in self._stored.items()})
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -186,7 +186,7 @@ class Snapshot:
         return self.folder / f"{part}@{state['version']}.safetensors"
 
     def _drop_all_but(self, names: set[str]) -> None:
-        for pattern in ("*@*.safetensors", "*.partial"):
+        for pattern in ("*@*.safetensors", f"*{PARTIAL}"):
             for path in self.folder.glob(pattern):
                 if path.name not in names:
                     path.unlink()

@@ -11,19 +11,39 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 
+from fedbt_app.files import replace_file
 from fedbt_app.tasks.tasks import Batch
 
 _STATES, _FILLED = "states.f32", "filled.npy"
 
 
+@dataclass(frozen=True)
+class FrozenBlocks:
+    """What the states of given examples follow from.
+
+    Attributes
+    ----------
+    base : identifies weights and number format
+    depth : how many blocks no round trains; none leaves nothing to keep
+    hidden : size of a state
+    """
+
+    base: str
+    depth: int
+    hidden: int
+
+
 class PrefixCache:
     """Hidden states after `depth` blocks, for the examples of one client.
+
+    A `with` block closes it, also where training fails: what was computed until then is kept.
 
     Attributes
     ----------
@@ -43,20 +63,21 @@ class PrefixCache:
         self._filled = self._read_filled()
 
     @classmethod
-    def open(
-        cls, root: Path, depth: int, rows: Sequence[Any], hidden: int, base: str, budget: int
-    ) -> "PrefixCache | None":
-        """Open the cache for `rows`; None when there is nothing to keep or it would exceed `budget` bytes.
-
-        `base` identifies weights and number format.
-        """
+    def open(cls, root: Path, blocks: FrozenBlocks, rows: Sequence[Any], budget: int) -> "PrefixCache | None":
+        """Open the cache for `rows`; None when there is nothing to keep or it would exceed `budget` bytes."""
         lengths = [len(row["input_ids"]) for row in rows]
-        if not depth or sum(lengths) * hidden * 4 > budget:
+        if not blocks.depth or sum(lengths) * blocks.hidden * 4 > budget:
             return None
-        key = hashlib.sha256(f"{base} {depth} {hidden}".encode())
+        key = hashlib.sha256(f"{blocks.base} {blocks.depth} {blocks.hidden}".encode())
         for row in rows:
             key.update(np.asarray(row["input_ids"], dtype=np.int32).tobytes() + b"|")
-        return cls(root / key.hexdigest(), depth, lengths, hidden)
+        return cls(root / key.hexdigest(), blocks.depth, lengths, blocks.hidden)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def read(self, batch: Batch) -> torch.Tensor | None:
         """Return the states of the batch's examples, (B, T, H) with zeros for padding; None if any is missing."""
@@ -81,16 +102,17 @@ class PrefixCache:
 
     def close(self) -> None:
         """See states onto the disk first and the note of what is filled second."""
-        partial = self._folder / f"{_FILLED}.{os.getpid()}.npy"
         try:
-            if self.fills:
-                os.fsync(self._file)
-                np.save(partial, self._filled)
-                os.replace(partial, self._folder / _FILLED)
-        except OSError:  # a full disk: the note of before still holds
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a full disk: the note of before still holds
+                if self.fills:
+                    os.fsync(self._file)
+                    replace_file(self._folder / _FILLED, self._write_filled)
         finally:
             os.close(self._file)
+
+    def _write_filled(self, path: Path) -> None:
+        with path.open("wb") as file:
+            np.save(file, self._filled)
 
     def _at(self, row: int) -> int:
         return int(self._offsets[row]) * self._hidden * 4

@@ -16,11 +16,13 @@ class Exchange:
 
     Flower's own `send_and_receive` holds every reply in memory; here the caller handles each before
     the next is fetched, and may ask a node again meanwhile.
+
+    The clock starts when the caller begins to take replies: sending many messages takes long, and none of that is
+    the nodes' time. A node that is asked again has what is left: one that keeps asking cannot hold up the round.
     """
 
     def __init__(self, grid: Grid, message_type: str, group: str, timeout: float) -> None:
-        self._grid, self._type, self._group = grid, message_type, group
-        self._deadline = time.monotonic() + timeout
+        self._grid, self._type, self._group, self._timeout = grid, message_type, group, timeout
         self._waiting: dict[str, int] = {}  # message id -> node id
         self.undelivered: list[int] = []  # nodes whose message Flower did not take
 
@@ -38,18 +40,28 @@ class Exchange:
         return size
 
     def replies(self) -> Iterator[tuple[int, Message]]:
-        """Yield (node, reply) until every message is answered or the time is up."""
-        while self._waiting and time.monotonic() < self._deadline:
+        """Yield (node, reply) until every message is answered, or the time is up and no answer lies at the server."""
+        deadline = time.monotonic() + self._timeout
+        while self._waiting:
+            late = time.monotonic() >= deadline  # looked at before pulling: what came in time is taken all the same
             arrived = False
-            for identifier in list(self._waiting):  # asked for one by one: all at once would be in memory at once
-                for reply in self._grid.pull_messages([identifier]):
-                    # an answer that the link makes for a dead node comes from nobody: go by what it answers
-                    node = self._waiting.pop(reply.metadata.reply_to_message_id, None)
-                    if node is not None:
-                        arrived = True
-                        yield node, reply
-            if not arrived:
-                time.sleep(POLL_SECONDS)
+            for node, reply in self._pulled():
+                arrived = True
+                yield node, reply
+            if arrived:
+                continue
+            if late:
+                return
+            time.sleep(POLL_SECONDS)
+
+    def _pulled(self) -> Iterator[tuple[int, Message]]:
+        """Yield the replies that lie at the server by now, in the order in which their nodes were asked."""
+        for identifier in list(self._waiting):  # asked for one by one: all at once would be in memory at once
+            for reply in self._grid.pull_messages([identifier]):
+                # an answer that the link makes for a dead node comes from nobody: go by what it answers
+                node = self._waiting.pop(reply.metadata.reply_to_message_id, None)
+                if node is not None:
+                    yield node, reply
 
     @property
     def silent(self) -> list[int]:

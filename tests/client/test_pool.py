@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from fedbt_app.client import pool as pool_module
+from fedbt_app import tensors as tensors_module
 from fedbt_app.client.pool import RUNS_KEPT, ParameterPool
 from fedbt_app.errors import FedBTError
 from fedbt_app.parts import PartState
@@ -133,7 +133,7 @@ def test_an_interrupted_write_leaves_the_old_part_and_nothing_else(
     before = pool.store("head", 1, some(1))
     with monkeypatch.context() as patch:
         owner, _, name = failing.rpartition(".")
-        patch.setattr(os if owner else pool_module, name, fail)
+        patch.setattr(os if owner else tensors_module, name, fail)
         with pytest.raises(KeyboardInterrupt):
             pool.store("head", 2, some(2))
     assert same(pool.tensors("head"), some(1))
@@ -151,7 +151,7 @@ def test_a_full_disk_is_named_with_what_to_do_and_leaves_no_half_written_file(
         raise error
 
     pool = ParameterPool(tmp_path, RUN, "a")
-    monkeypatch.setattr(pool_module, "save_file", fail)
+    monkeypatch.setattr(tensors_module, "save_file", fail)
     with pytest.raises(FedBTError, match=r"No space left on device.*free some space.*pool-dir"):
         pool.store("head", 1, some())
     assert list(pool.folder.iterdir()) == []

@@ -302,7 +302,7 @@ def test_only_parts_that_changed_are_written_again(
     ]
 
 
-@pytest.mark.parametrize("failing", ["write_tensors", "replace_file"])
+@pytest.mark.parametrize("failing", ["write_tensors", "replace_text"])
 def test_snapshot_that_cannot_be_written_stops_the_run_and_leaves_the_one_before(
     values: Callable[..., Values], monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:

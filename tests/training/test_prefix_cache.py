@@ -1,6 +1,7 @@
 """The frozen-prefix cache."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from fedbt_app.parts import HEAD
 from fedbt_app.plan import frozen_prefix, plan_round
 from fedbt_app.tasks.tasks import Collator, mask_once, special_tokens
 from fedbt_app.training import prefix_cache, train
-from fedbt_app.training.prefix_cache import PrefixCache
+from fedbt_app.training.prefix_cache import FrozenBlocks, PrefixCache
 
 LABELS = ("B-x", "I-x", "O")
 SETTINGS = train.TrainSettings(2, 4, 1e-3, 0.01)
@@ -50,7 +51,7 @@ def collator(checkpoint: Checkpoint, task: str) -> Collator:
 def opened(
     root: Path, rows: list[dict[str, object]], depth: int = 2, base: str = "base", budget: int = 10**9
 ) -> PrefixCache:
-    cache = PrefixCache.open(root, depth, rows, 32, base, budget)
+    cache = PrefixCache.open(root, FrozenBlocks(base, depth, 32), rows, budget)
     assert cache is not None
     return cache
 
@@ -108,8 +109,8 @@ def test_another_base_depth_or_text_is_another_cache(
 def test_over_the_budget_there_is_no_cache(rows: list[dict[str, object]], tmp_path: Path) -> None:
     needed = opened(tmp_path, rows).nbytes
     assert needed == sum(len(row["input_ids"]) for row in rows) * 32 * 4  # type: ignore[arg-type]
-    assert PrefixCache.open(tmp_path, 2, rows, 32, "base", needed - 1) is None
-    assert PrefixCache.open(tmp_path, 0, rows, 32, "base", 10**9) is None
+    assert PrefixCache.open(tmp_path, FrozenBlocks("base", 2, 32), rows, needed - 1) is None
+    assert PrefixCache.open(tmp_path, FrozenBlocks("base", 0, 32), rows, 10**9) is None
 
 
 def test_a_damaged_note_of_what_is_filled_empties_the_cache(
@@ -122,6 +123,41 @@ def test_a_damaged_note_of_what_is_filled_empties_the_cache(
     [note] = tmp_path.glob("*/filled.npy")
     note.write_bytes(note.read_bytes()[:-4])
     assert opened(tmp_path, rows).read(batch) is None
+
+
+def test_cache_is_closed_when_training_fails_and_keeps_what_was_filled(
+    checkpoint: Checkpoint, rows: list[dict[str, object]], tmp_path: Path
+) -> None:
+    local, cache = model(checkpoint, "classification"), opened(tmp_path, rows)
+    first, *_ = train.batches(rows, collator(checkpoint, "classification"), 4, np.random.default_rng(0))
+    cache.write(first, forward.prefix(local, first, 2).states)
+    with pytest.raises(RuntimeError, match="out of memory"), cache:
+        raise RuntimeError("out of memory")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(cache._file)
+    with opened(tmp_path, rows) as again:
+        assert again.read(first) is not None
+    (folder,) = tmp_path.iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["filled.npy", "states.f32"]
+
+
+def test_note_that_cannot_be_written_leaves_the_one_before_and_no_litter(
+    checkpoint: Checkpoint, rows: list[dict[str, object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    local = model(checkpoint, "classification")
+    first, second, *_ = train.batches(rows, collator(checkpoint, "classification"), 4, np.random.default_rng(0))
+    with opened(tmp_path, rows) as cache:
+        cache.write(first, forward.prefix(local, first, 2).states)
+    with monkeypatch.context() as patch, opened(tmp_path, rows) as cache:
+        cache.write(second, forward.prefix(local, second, 2).states)
+        patch.setattr(prefix_cache.np, "save", fail)
+    with opened(tmp_path, rows) as again:
+        assert [again.read(batch) is not None for batch in (first, second)] == [True, False]
+    (folder,) = tmp_path.iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["filled.npy", "states.f32"]
 
 
 def test_the_frozen_prefix_is_what_no_round_trains() -> None:
