@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from fedbt_app.files import replace_file
-from fedbt_app.tasks.tasks import Batch
+from fedbt_app.tasks.batch import Batch
 
 _STATES, _FILLED = "states.f32", "filled.npy"
 
