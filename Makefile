@@ -46,7 +46,7 @@ lint: env ## ruff and mypy
 docs: env ## docs/config.md from the settings
 	$(BIN)/python docs/make_config_reference.py
 
-# The tables and plots of README and docs from benchmarks/results/; `benchmarks/paper.py` makes what is in there.
+# The tables and plots of the pages from benchmarks/results/; `benchmarks/paper.py` makes what is in there.
 results: env ## the tables and plots of the pages from the stored results
 	$(BIN)/python docs/make_results.py
 
