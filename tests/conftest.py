@@ -20,6 +20,7 @@ from fedbt_app.model.checkpoint import Checkpoint
 from fedbt_app.parts import EMBEDDINGS, HEAD, block_part
 from fedbt_app.plan import DEPTH_METHODS, PAPER
 from fedbt_app.server.roster import Participant, Refusal
+from fedbt_app.server.rounds import Rounds
 from fedbt_app.server.strategy import FedBT
 from fedbt_app.tensors import Tensors
 from fedbt_app.wire.local_grid import LocalGrid
@@ -154,26 +155,30 @@ class RecordingGrid(LocalGrid):
 class Federated:
     """A run without central test set, report and export: the strategy alone."""
 
-    strategy: FedBT
+    rounds: Rounds
     grid: RecordingGrid
-    outcome: Outcome
+
+    @property
+    def outcome(self) -> Outcome:
+        """The books."""
+        return self.rounds.outcome
 
     @property
     def refusals(self) -> list[Refusal]:
         """What was not used, and why."""
-        return self.strategy.roster.refusals
+        return self.rounds.roster.refusals
 
     @property
     def participants(self) -> list[Participant]:
         """The clients that the query accepted."""
-        return list(self.strategy.roster.participants.values())
+        return list(self.rounds.roster.participants.values())
 
     @property
     def tensors(self) -> Tensors:
         """The global model's tensors, by canonical name."""
-        depth = self.strategy.checkpoint.architecture.depth
+        depth = self.rounds.weights.checkpoint.architecture.depth
         parts = (EMBEDDINGS, *map(block_part, range(depth)), HEAD)
-        return {name: value for part in parts for name, value in self.strategy.weights.part(part).items()}
+        return {name: value for part in parts for name, value in self.rounds.weights.part(part).items()}
 
 
 def federate(
@@ -183,8 +188,7 @@ def federate(
 ) -> Federated:
     """Run the strategy with the configuration `values` (dashed keys)."""
     config, grid = RunConfig.load(values), RecordingGrid(values, nodes, tamper)
-    strategy = FedBT(config, Checkpoint(Path(config.model)), lambda strategy: {}, lambda entry: None)
-    return Federated(strategy, grid, strategy.start(grid))
+    return Federated(FedBT(config, Checkpoint(Path(config.model))).start(grid), grid)
 
 
 @pytest.fixture

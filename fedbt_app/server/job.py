@@ -19,8 +19,9 @@ from fedbt_app.report import report, tracking
 from fedbt_app.report.export import export, model_card
 from fedbt_app.server.central import CentralTest
 from fedbt_app.server.roster import Participant
+from fedbt_app.server.rounds import Hooks, Rounds
 from fedbt_app.server.snapshot import Progress, Snapshot
-from fedbt_app.server.strategy import FedBT, Finished, Hooks
+from fedbt_app.server.strategy import FedBT
 from fedbt_app.tasks import TASKS
 
 log = logging.getLogger("flwr")
@@ -52,9 +53,9 @@ class Job:
     def run(self, grid: Grid) -> dict[str, Any]:
         """Train, export the model and write the report; returns the report."""
         hooks = Hooks(self._test.evaluate, self._prepare_output(), self._keep)
-        finished = self._strategy.start(grid, hooks, self._stopped)
-        record = self._record(finished)
-        export(self._folder / "model", finished.weights, model_card(report.to_json(record), self._checkpoint))
+        rounds = self._strategy.start(grid, hooks, self._stopped)
+        record = self._record(rounds)
+        export(self._folder / "model", rounds.weights, model_card(report.to_json(record), self._checkpoint))
         result = report.write(self._folder, record)
         self._snapshot.remove()
         log.info("fedbt: report in %s, model in %s", self._folder / "report.md", self._folder / "model")
@@ -79,9 +80,9 @@ class Job:
     def _keep(self, progress: Progress) -> None:
         self._snapshot.store(self._config, progress)
 
-    def _record(self, finished: Finished) -> report.RunRecord:
-        config, outcome = self._config, finished.outcome
-        clients = [_about(participant) for participant in finished.participants]
+    def _record(self, rounds: Rounds) -> report.RunRecord:
+        config, outcome = self._config, rounds.outcome
+        clients = [_about(participant) for participant in rounds.roster.participants.values()]
         measured = self._like_reference(clients)
         return report.RunRecord(
             method=config.method,
@@ -93,15 +94,15 @@ class Job:
             reference=measured["cost"] if measured else _predicted_reference(outcome),
             reference_source="measured" if measured else "predicted",
             reference_same_flops=outcome.cost.same_flops,
-            initial=finished.initial,
-            final={name: outcome.rounds[-1].metrics[name] for name in finished.initial},
+            initial=rounds.initial,
+            final={name: outcome.rounds[-1].metrics[name] for name in rounds.initial},
             client_metrics=outcome.client_metrics,
             majority=self._test.majority,
             clients=clients,
-            refused=[asdict(refusal) for refusal in finished.refusals],
+            refused=[asdict(refusal) for refusal in rounds.roster.refusals],
             data=examples.describe(config),
             base_fingerprint=self._fingerprint,
-            labels=list(finished.labels),
+            labels=list(rounds.labels),
             model_dir=str(self._folder / "model"),
             config=config.values(),
             versions={"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},

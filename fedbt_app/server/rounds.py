@@ -65,7 +65,7 @@ class Replies:
 
 @dataclass(frozen=True)
 class Rounds:
-    """All rounds of a run that are yet to be done.
+    """The rounds of a run; once `run` has returned, what they have come to.
 
     Attributes
     ----------
@@ -96,6 +96,11 @@ class Rounds:
         return self.dialogue.weights
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The label names, in the order of their ids."""
+        return self.weights.spec.labels
+
+    @property
     def outcome(self) -> Outcome:
         """The books."""
         return self.dialogue.outcome
@@ -106,7 +111,7 @@ class Rounds:
         return self.config.plan(self.weights.checkpoint.architecture.depth)
 
     def run(self) -> None:
-        """Do them."""
+        """Do all that are yet to be done."""
         for number in range(len(self.outcome.rounds) + 1, self.config.num_rounds + 1):
             self._round(number)
 

@@ -24,29 +24,13 @@ from fedbt_app.parts import HEAD
 from fedbt_app.privacy import mechanisms
 from fedbt_app.progress.events import BeforeTraining, Metrics, WentOn
 from fedbt_app.server.dialogue import Dialogue
-from fedbt_app.server.roster import Participant, Refusal, Roster
+from fedbt_app.server.roster import Roster
 from fedbt_app.server.rounds import Hooks, Rounds
 from fedbt_app.server.snapshot import Progress
 from fedbt_app.server.state import GlobalState
 from fedbt_app.tasks import TASKS
 
 log = logging.getLogger("flwr")
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What a run has come to after its last round."""
-
-    weights: Weights
-    outcome: Outcome
-    initial: dict[str, float]
-    participants: list[Participant]
-    refusals: list[Refusal]
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The label names, in the order of their ids."""
-        return self.weights.spec.labels
 
 
 @dataclass(frozen=True)
@@ -72,8 +56,8 @@ class FedBT:
             )
         self.config.plan(dimensions.depth)
 
-    def start(self, grid: Grid, hooks: Hooks | None = None, stopped: Progress | None = None) -> Finished:
-        """Run all rounds, or those that a stopped run had yet to do.
+    def start(self, grid: Grid, hooks: Hooks | None = None, stopped: Progress | None = None) -> Rounds:
+        """Do all rounds, or those that a stopped run had yet to do; returns them, done.
 
         Raises
         ------
@@ -84,13 +68,7 @@ class FedBT:
         hooks = hooks or Hooks()
         rounds = self._resume(grid, hooks, stopped) if stopped else self._begin(grid, hooks)
         rounds.run()
-        return Finished(
-            weights=rounds.weights,
-            outcome=rounds.outcome,
-            initial=rounds.initial,
-            participants=list(rounds.roster.participants.values()),
-            refusals=rounds.roster.refusals,
-        )
+        return rounds
 
     def _begin(self, grid: Grid, hooks: Hooks) -> Rounds:
         outcome = Outcome()

@@ -16,10 +16,12 @@ import server_app
 from fedbt_app.config import RunConfig
 from fedbt_app.model import forward
 from fedbt_app.model.checkpoint import Checkpoint
-from fedbt_app.model.local_model import build, whole_plan
+from fedbt_app.model.local_model import build
+from fedbt_app.parts import HeadKind
+from fedbt_app.plan import untrained_plan
 from fedbt_app.report import export as export_module
 from fedbt_app.report.export import export, model_card
-from fedbt_app.tasks.tasks import Batch
+from fedbt_app.tasks.batch import Batch
 from fedbt_app.wire.local_grid import LocalGrid, simulated
 
 Settings = Callable[..., dict[str, Any]]
@@ -81,13 +83,13 @@ def test_ner_export_answers_with_tag_names_in_a_stock_pipeline(small: Settings) 
 def test_predictions_of_the_export_equal_those_of_the_global_model(
     small: Settings, tmp_path: Path, task: str, method: str
 ) -> None:
-    strategy = federate(small(task=task, method=method, learning_rate=1e-2), simulated(2)).strategy
-    folder = export(tmp_path / "model", strategy.weights, "card")
+    rounds = federate(small(task=task, method=method, learning_rate=1e-2), simulated(2)).rounds
+    folder = export(tmp_path / "model", rounds.weights, "card")
     tokens = transformers.AutoTokenizer.from_pretrained(folder)(SENTENCE, return_tensors="pt")["input_ids"]
     everywhere = (
         torch.arange(tokens.shape[1])[None] if task != "classification" else torch.zeros(1, 1, dtype=torch.int64)
     )
-    local = build(strategy.weights, whole_plan(strategy.weights))
+    local = build(rounds.weights, untrained_plan(4))
     local.module.eval()
     with torch.no_grad():
         ours = forward.logits(local, Batch(tokens, None, everywhere, everywhere))
@@ -97,7 +99,7 @@ def test_predictions_of_the_export_equal_those_of_the_global_model(
 
 def test_export_holds_the_tensors_of_the_global_model_bit_for_bit(small: Settings, tmp_path: Path) -> None:
     result = federate(small(task="classification"), simulated(2))
-    export(tmp_path / "model", result.strategy.weights, "card")
+    export(tmp_path / "model", result.rounds.weights, "card")
     stored = load_file(tmp_path / "model" / "model.safetensors")
     assert stored.keys() == result.tensors.keys()
     assert [name for name in stored if not torch.equal(stored[name], result.tensors[name])] == []
@@ -105,14 +107,14 @@ def test_export_holds_the_tensors_of_the_global_model_bit_for_bit(small: Setting
 
 @pytest.mark.parametrize("method", ["lora", "fedbt-lora"])
 def test_adapters_are_merged_into_the_export(small: Settings, tmp_path: Path, tiny_bert: Path, method: str) -> None:
-    strategy = federate(small(method=method, lora_rank=2, lora_alpha=6.0, learning_rate=1e-2), simulated(2)).strategy
-    export(tmp_path / "model", strategy.weights, "card")
+    rounds = federate(small(method=method, lora_rank=2, lora_alpha=6.0, learning_rate=1e-2), simulated(2)).rounds
+    export(tmp_path / "model", rounds.weights, "card")
     stored, base = load_file(tmp_path / "model" / "model.safetensors"), Checkpoint(tiny_bert)
     assert [name for name in stored if "lora" in name] == []
-    adapted = [part for part in strategy.state.states() if part.startswith("adapter.")]
+    adapted = [part for part in rounds.state.states() if part.startswith("adapter.")]
     assert adapted == [f"adapter.{index}" for index in ((0, 1, 2, 3) if method == "lora" else (3, 2))]
     for part in adapted:
-        tensors = strategy.state.tensors(part)
+        tensors = rounds.state.tensors(part)
         for name in tensors:
             if name.endswith(".lora_A.weight"):
                 stem = name.removesuffix(".lora_A.weight")
@@ -127,7 +129,7 @@ def test_model_card_has_base_data_method_rounds_and_costs(small: Settings, tiny_
     card = (Path(report["model_dir"]) / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-classification\n")
     for text in (
-        *(str(tiny_bert), Checkpoint(tiny_bert).fingerprint("classification")[:16], "local data", "train.jsonl"),
+        *(str(tiny_bert), Checkpoint(tiny_bert).fingerprint(HeadKind.SEQUENCE)[:16], "local data", "train.jsonl"),
         *("`head`", "2 rounds", "seed 5", "2 clients"),
         f"{report['cost']['uplink_bytes'] / 1e6:.1f} MB up",
         f"| accuracy | {report['initial']['accuracy']:.4f} | {report['final']['accuracy']:.4f} |",
@@ -146,8 +148,8 @@ def test_model_card_of_a_run_without_central_test_set_says_so(small: Settings, s
 def test_export_has_the_dropout_of_the_base_and_not_of_the_run(
     small: Settings, tiny_bert: Path, tmp_path: Path
 ) -> None:
-    strategy = federate(small(dropout=0.3, num_rounds=1), simulated(2)).strategy
-    config = json.loads((export(tmp_path / "model", strategy.weights, "card") / "config.json").read_text())
+    rounds = federate(small(dropout=0.3, num_rounds=1), simulated(2)).rounds
+    config = json.loads((export(tmp_path / "model", rounds.weights, "card") / "config.json").read_text())
     base = json.loads((tiny_bert / "config.json").read_text())
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "num_hidden_layers", "vocab_size"):
         assert config[name] == base[name], name
@@ -156,24 +158,24 @@ def test_export_has_the_dropout_of_the_base_and_not_of_the_run(
 def test_failed_export_leaves_the_earlier_one_and_no_scratch_folder(
     small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    strategy = federate(small(num_rounds=1), simulated(2)).strategy
-    folder = export(tmp_path / "out" / "model", strategy.weights, "first")
+    rounds = federate(small(num_rounds=1), simulated(2)).rounds
+    folder = export(tmp_path / "out" / "model", rounds.weights, "first")
 
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(Checkpoint, "tokenizer", fail)
     with pytest.raises(OSError, match="disk full"):
-        export_module.export(folder, strategy.weights, "second")
+        export_module.export(folder, rounds.weights, "second")
     assert (folder / "README.md").read_text() == "first"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
 
 
 def test_second_export_replaces_the_first(small: Settings, tmp_path: Path) -> None:
-    strategy = federate(small(num_rounds=1), simulated(2)).strategy
-    folder = export(tmp_path / "model", strategy.weights, "first")
+    rounds = federate(small(num_rounds=1), simulated(2)).rounds
+    folder = export(tmp_path / "model", rounds.weights, "first")
     (folder / "left-over").touch()
-    export(folder, strategy.weights, "second")
+    export(folder, rounds.weights, "second")
     assert (folder / "README.md").read_text() == "second"
     assert not (folder / "left-over").exists()
 
@@ -183,8 +185,8 @@ def test_further_pretrained_model_is_the_base_of_a_classification_run(small: Set
     second = run(small(task="classification", model=first["model_dir"], output_dir=str(tmp_path / "second")))
     assert second["refused"] == []
     between = Checkpoint(Path(first["model_dir"]))
-    assert second["base_fingerprint"] == between.fingerprint("classification")
-    assert first["base_fingerprint"] != between.fingerprint("mlm")
+    assert second["base_fingerprint"] == between.fingerprint(HeadKind.SEQUENCE)
+    assert first["base_fingerprint"] != between.fingerprint(HeadKind.MASKED_LM)
     pretrained = load_file(Path(first["model_dir"]) / "model.safetensors")
     tuned = load_file(Path(second["model_dir"]) / "model.safetensors")
     shallow, deep = (f"bert.encoder.layer.{index}.output.dense.weight" for index in (0, 3))
@@ -196,7 +198,7 @@ def test_further_pretrained_model_is_the_base_of_a_classification_run(small: Set
 
 def test_classifier_of_the_base_goes_on_only_with_the_same_labels(small: Settings, tmp_path: Path) -> None:
     first = run(small(output_dir=str(tmp_path / "first")))
-    again = federate(small(model=first["model_dir"], num_rounds=1), simulated(2)).strategy
+    again = federate(small(model=first["model_dir"], num_rounds=1), simulated(2)).rounds
     assert again.weights.lacking("head") == {}
-    turned = federate(small(model=first["model_dir"], num_rounds=1, labels="liver,kidney,heart"), simulated(2)).strategy
+    turned = federate(small(model=first["model_dir"], num_rounds=1, labels="liver,kidney,heart"), simulated(2)).rounds
     assert set(turned.weights.lacking("head")) == {"classifier.weight", "classifier.bias"}

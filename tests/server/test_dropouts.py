@@ -54,20 +54,20 @@ def test_after_fifty_rounds_with_drop_outs_every_pool_is_the_servers_state_bit_f
     )
     values |= {"batch-size": 16, "client-evaluation": "final", "below-minimum": "repeat"}
     config, grid = RunConfig.load(values), FlakyGrid(values, seed=1)
-    strategy = FedBT(config, Checkpoint(Path(config.model)), lambda strategy: {}, lambda entry: None)
-    outcome = strategy.start(grid)
+    rounds = FedBT(config, Checkpoint(Path(config.model))).start(grid)
+    outcome = rounds.outcome
 
     assert all(grid.faults.values()), "every kind of fault must have happened"
     assert len(outcome.rounds) == ROUNDS
     assert {entry.clients for entry in outcome.rounds} >= {1, 2, 3, 4}
     assert outcome.cost.healed_parts > 0
     assert outcome.cost.catch_up_bytes > 0
-    states = strategy.state.states()
+    states = rounds.state.states()
     assert max(state.version for state in states.values()) == ROUNDS
     for client in range(CLIENTS):
-        pool = ParameterPool(config.pool_folder, strategy.lineage, f"client-{client}")
+        pool = ParameterPool(config.pool_folder, rounds.roster.lineage, f"client-{client}")
         assert pool.states() == states
         for part in states:
-            held, served = pool.tensors(part), strategy.state.tensors(part)
+            held, served = pool.tensors(part), rounds.state.tensors(part)
             assert held.keys() == served.keys()
             assert all(torch.equal(held[name], served[name]) for name in served)

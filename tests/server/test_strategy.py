@@ -20,19 +20,24 @@ import client_app
 import server_app
 from fedbt_app.client.pool import ParameterPool
 from fedbt_app.codec.codec import decode
-from fedbt_app.config import TASKS, RunConfig
+from fedbt_app.config import RunConfig
+from fedbt_app.costs.ledger import Outcome
 from fedbt_app.data import examples
 from fedbt_app.errors import FedBTError
 from fedbt_app.model import forward
 from fedbt_app.model.checkpoint import Checkpoint
 from fedbt_app.model.local_model import LocalModel
 from fedbt_app.model.weights import Weights, model_spec, new_tensors
-from fedbt_app.parts import HEAD
+from fedbt_app.parts import HEAD, HeadKind
 from fedbt_app.plan import METHODS, RoundPlan
+from fedbt_app.server.rounds import Hooks
 from fedbt_app.server.snapshot import Progress
 from fedbt_app.server.strategy import FedBT
-from fedbt_app.tasks.tasks import Collator, special_tokens
+from fedbt_app.tasks import TASKS
+from fedbt_app.tasks.base import Reading
+from fedbt_app.tasks.batch import Collator, special_tokens
 from fedbt_app.training import train
+from fedbt_app.training.optimizer import TrainSettings
 from fedbt_app.wire.local_grid import LocalGrid, over_the_wire, simulated
 from fedbt_app.wire.messages import read_reply, read_request
 from fedbt_app.wire.records import serialised_bytes
@@ -76,7 +81,7 @@ def exact_loss(local: LocalModel, batch: Any) -> torch.Tensor:
 
 def stock_loss(local: LocalModel, batch: Any) -> torch.Tensor:
     labels = batch.labels[:, 0]
-    if local.spec.task != "classification":
+    if local.spec.task.name != "classification":
         labels = torch.full_like(batch.input_ids, -100)
         row, column = (batch.labels >= 0).nonzero(as_tuple=True)
         labels[row, batch.positions[row, column]] = batch.labels[row, column]
@@ -98,8 +103,10 @@ def plain_fedavg(config: RunConfig, labels: tuple[str, ...], clients: int, loss:
     arch = transformers.BertConfig.from_pretrained(
         config.model, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=max(1, len(labels))
     )
-    collator = Collator(config.task, special_tokens(checkpoint.tokenizer()), labels, config.mask_probability)
-    shapes = checkpoint.architecture.model(config.task, len(labels))
+    collator = Collator(
+        TASKS[config.task], Reading(special_tokens(checkpoint.tokenizer()), labels, config.mask_probability)
+    )
+    shapes = checkpoint.architecture.model(TASKS[config.task].head, len(labels))
     weights: Tensors = {name: checkpoint.tensor(name) for name in shapes if name in checkpoint}
     weights |= new_tensors(Weights(checkpoint, lambda part: {}, spec).lacking(HEAD), config.seed)
     everything = tuple(range(checkpoint.architecture.depth))
@@ -114,7 +121,7 @@ def plain_fedavg(config: RunConfig, labels: tuple[str, ...], clients: int, loss:
             trained = dict(module.named_parameters())
             assert trained.keys() == weights.keys()
             plan = RoundPlan(round_, everything, everything, embeddings=True)
-            local = LocalModel(module, plan, spec, trained)
+            local = LocalModel(module, checkpoint.architecture.encoder, plan, spec, trained)
             matrices = [value for value in trained.values() if value.ndim > 1]
             vectors = [value for value in trained.values() if value.ndim < 2]
             groups = [
@@ -150,7 +157,7 @@ def test_a_falling_step_size_is_that_of_the_round_on_every_client(
 ) -> None:
     used, real = [], train.run
 
-    def run(local: Any, rows: Any, collator: Any, settings: train.TrainSettings, *others: Any) -> Any:
+    def run(local: Any, rows: Any, collator: Any, settings: TrainSettings, *others: Any) -> Any:
         used.append((local.plan.round, settings.learning_rate))
         return real(local, rows, collator, settings, *others)
 
@@ -163,7 +170,7 @@ def test_a_falling_step_size_is_that_of_the_round_on_every_client(
 def test_full_method_equals_fedavg_bit_for_bit(small: Settings, task: str) -> None:
     values = small(**SKEWED, task=task, local_epochs=2)
     run = federate(values, simulated(3))
-    expected = plain_fedavg(RunConfig.load(values), run.strategy.labels, 3, exact_loss, deltas=True)
+    expected = plain_fedavg(RunConfig.load(values), run.rounds.labels, 3, exact_loss, deltas=True)
     assert_equal(run.tensors, expected)
 
 
@@ -171,7 +178,7 @@ def test_full_method_equals_fedavg_bit_for_bit(small: Settings, task: str) -> No
 def test_full_method_equals_fedavg_with_transformers_own_loss(small: Settings, task: str) -> None:
     values = small(**SKEWED, task=task)
     run = federate(values, simulated(3))
-    expected = plain_fedavg(RunConfig.load(values), run.strategy.labels, 3, stock_loss, deltas=False)
+    expected = plain_fedavg(RunConfig.load(values), run.rounds.labels, 3, stock_loss, deltas=False)
     assert run.tensors.keys() == expected.keys()
     for name, value in run.tensors.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-5)  # a step is 5e-4, the largest gap 1e-6
@@ -198,7 +205,7 @@ def test_every_method_trains_and_sends_only_what_is_planned(small: Settings, met
         assert deltas == before
         assert all(part == HEAD or part.startswith("adapter.") for part in values)
         assert all(update.state.version == 0 for update in asked.sync.updates if update.kind == "value")
-    changed = {name for name, state in run.strategy.state.states().items() if state.version}
+    changed = {name for name, state in run.rounds.state.states().items() if state.version}
     assert changed == set().union(*trained.values())
     assert all(math.isfinite(entry.metrics["train_loss"]) for entry in run.outcome.rounds)
     assert run.refusals == []
@@ -266,8 +273,9 @@ def test_the_server_evaluates_each_round_or_at_the_end_only(small: Settings) -> 
     for when in ("every", "final"):
         values = small(num_rounds=3, central_evaluation=when)
         config = RunConfig.load(values)
-        strategy = FedBT(config, Checkpoint(Path(config.model)), lambda strategy: {"accuracy": 0.5}, lambda entry: None)
-        outcome = strategy.start(RecordingGrid(values, simulated(2)))
+        hooks = Hooks(evaluate=lambda weights: {"accuracy": 0.5})
+        strategy = FedBT(config, Checkpoint(Path(config.model)))
+        outcome = strategy.start(RecordingGrid(values, simulated(2)), hooks).outcome
         scored[when] = ["accuracy" in entry.metrics for entry in outcome.rounds]
     assert scored == {"every": [True, True, True], "final": [False, False, True]}
 
@@ -295,15 +303,15 @@ def test_client_costs_are_summed_and_memory_is_a_maximum(small: Settings) -> Non
 
 
 def pool_of(run: Federated, client: str) -> ParameterPool:
-    return ParameterPool(run.strategy.config.pool_folder, run.strategy.lineage, client)
+    return ParameterPool(run.rounds.config.pool_folder, run.rounds.roster.lineage, client)
 
 
 def assert_pools_up_to_date(run: Federated) -> None:
     for one in run.participants:
         pool = pool_of(run, one.name)
-        assert pool.states() == run.strategy.state.states(), one.name
-        for part in run.strategy.state.states():
-            assert_equal(pool.tensors(part), run.strategy.state.tensors(part))
+        assert pool.states() == run.rounds.state.states(), one.name
+        for part in run.rounds.state.states():
+            assert_equal(pool.tensors(part), run.rounds.state.tensors(part))
 
 
 def pool_folder(values: dict[str, Any], client: str = "client-2") -> Path:
@@ -424,15 +432,15 @@ def test_clients_of_unequal_local_depth_train_together(small: Settings, task: st
         assert asked.plan is not None
         plans[round_of(request), request.metadata.dst_node_id] = asked.plan
         for part, encoded in (said.deltas or {}).items():
-            decoded = decode(encoded.arrays, encoded.header, run.strategy.weights.shapes(part))
+            decoded = decode(encoded.arrays, encoded.header, run.rounds.weights.shapes(part))
             for name, delta in decoded.items():
                 sums[round_of(request)].setdefault(name, []).append((said.examples, delta))
     assert [len(plans[2, node].local_blocks) for node in nodes] == [1, 2, 4]
     trained = [plans[2, node].trained_blocks for node in nodes]
     assert trained == ([(0,), (1,), (1,)] if task == "mlm" else [(3,), (2, 3), (2, 3)])
-    lacking = Weights(run.strategy.checkpoint, lambda part: {}, run.strategy.weights.spec).lacking(HEAD)
-    expected = new_tensors(lacking, run.strategy.config.seed)
-    expected |= {name: run.strategy.checkpoint.tensor(name) for name in run.tensors if name not in expected}
+    lacking = Weights(run.rounds.weights.checkpoint, lambda part: {}, run.rounds.weights.spec).lacking(HEAD)
+    expected = new_tensors(lacking, run.rounds.config.seed)
+    expected |= {name: run.rounds.weights.checkpoint.tensor(name) for name in run.tensors if name not in expected}
     for one in sums.values():
         for name, deltas in one.items():
             mean = sum(size * delta.double() for size, delta in deltas) / sum(size for size, _ in deltas)
@@ -459,7 +467,7 @@ def test_client_with_another_base_is_refused_by_both_fingerprints_and_names_and_
     (refusal,) = run.refusals
     for folder in (other, tiny_bert):
         assert folder.name in refusal.reason
-        assert Checkpoint(folder).fingerprint("classification")[:12] in refusal.reason
+        assert Checkpoint(folder).fingerprint(HeadKind.SEQUENCE)[:12] in refusal.reason
     assert "client-2" in refusal.reason
     assert run.outcome.rounds[0].clients == 2
 
@@ -746,20 +754,22 @@ def test_a_round_below_the_minimum_stops_the_run_and_changes_nothing_but_the_boo
     values = small(codec="int4", min_replies=2, num_rounds=3)
     config, grid = RunConfig.load(values), RecordingGrid(values, simulated(3), failing(2, {11, THIRD}))
     kept: list[tuple[Any, ...]] = []
+    books: list[Outcome] = []
 
     def keep(progress: Progress) -> None:
         parts = {name: part.state for name, part in progress.parts.items()}
+        books.append(progress.outcome)
         kept.append((parts, len(progress.outcome.rounds), progress.outcome.cost.uplink_bytes, len(progress.refusals)))
 
-    strategy = FedBT(config, Checkpoint(Path(config.model)), lambda _: {}, lambda _: None, keep=keep)
+    strategy = FedBT(config, Checkpoint(Path(config.model)))
     with pytest.raises(FedBTError, match=r"round 2: 1 of 3 .*min-replies=2 \(disk 12 full\): .*--resume .*run`$"):
-        strategy.start(grid)
+        strategy.start(grid, Hooks(keep=keep))
     (_, done_0, up_0, _), (before, done_1, up_1, refused_1), (after, done_2, up_2, refused_2) = kept
     assert (done_0, done_1, done_2) == (0, 1, 1)
-    assert before == after == strategy.state.states()
+    assert before == after
     assert up_0 < up_1 < up_2
     assert (refused_1, refused_2) == (0, 2)
-    traffic = sum(getattr(strategy.outcome.cost, name) for name in TRAFFIC)
+    traffic = sum(getattr(books[-1].cost, name) for name in TRAFFIC)
     assert traffic == sum(map(serialised_bytes, grid.sent + grid.received))
 
 
@@ -788,7 +798,7 @@ def test_a_round_is_repeated_three_times_at_most(small: Settings, flower_log: li
     grid = RecordingGrid(values, simulated(2), failing(1, {10, 11}))
     config = RunConfig.load(values)
     with pytest.raises(FedBTError, match="round 1: 0 of 2 clients"):
-        FedBT(config, Checkpoint(Path(config.model)), lambda _: {}, lambda _: None).start(grid)
+        FedBT(config, Checkpoint(Path(config.model))).start(grid)
     assert len([line for line in flower_log if "is repeated" in line]) == 3
     assert len([message for message in grid.sent if round_of(message) == 1]) == 4 * 2
 
@@ -860,7 +870,7 @@ def sites(tmp_path: Path, *labels: str) -> dict[int, dict[str, Any]]:
 def test_labels_are_merged_by_name_in_sorted_order_and_clients_may_lack_some(small: Settings, tmp_path: Path) -> None:
     nodes = sites(tmp_path, "liver heart", "kidney heart", "liver")
     run = federate(small(dataset="none", heldout_fraction=0.2, client_evaluation="final"), nodes)
-    assert run.strategy.labels == ("heart", "kidney", "liver")
+    assert run.rounds.labels == ("heart", "kidney", "liver")
     assert run.tensors["classifier.weight"].shape == (3, 32)
     assert run.refusals == []
     assert [entry.clients for entry in run.outcome.rounds] == [3, 3]
@@ -871,18 +881,18 @@ def test_order_in_which_clients_answer_does_not_change_the_labels(small: Setting
     backwards = dict(reversed(nodes.items()))
     values = small(dataset="none", num_rounds=1)
     ones, others = federate(values, nodes), federate(values, backwards)
-    assert ones.strategy.labels == others.strategy.labels
+    assert ones.rounds.labels == others.rounds.labels
     assert_equal(ones.tensors, others.tensors)
 
 
 def test_ner_labels_have_both_tags_of_every_entity(small: Settings) -> None:
     run = federate(small(task="ner", num_rounds=1), simulated(2))
-    assert run.strategy.labels == ("B-Organ", "B-Sign", "I-Organ", "I-Sign", "O")
+    assert run.rounds.labels == ("B-Organ", "B-Sign", "I-Organ", "I-Sign", "O")
 
 
 def test_configured_labels_keep_their_order(small: Settings) -> None:
     run = federate(small(labels="liver, heart ,kidney", num_rounds=1), simulated(2))
-    assert run.strategy.labels == ("liver", "heart", "kidney")
+    assert run.rounds.labels == ("liver", "heart", "kidney")
 
 
 def test_client_with_a_label_outside_the_configured_set_is_refused(small: Settings, tmp_path: Path) -> None:
