@@ -42,7 +42,7 @@ def run(grid: Grid, config: RunConfig) -> dict[str, Any]:
     folder = config.output_folder.resolve()
     snapshot = Snapshot(folder)
     stopped = snapshot.load(config) if config.resume else None
-    checkpoint = Checkpoint(find_model(config.model))
+    checkpoint = Checkpoint(find_model(config.model), config.cache_folder)
     measured = _measured_reference(config, checkpoint)
     test = TestSet(config, checkpoint)
 

@@ -53,7 +53,7 @@ class Client:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The base that every site starts from."""
-        return Checkpoint(find_model(self.config.model))
+        return Checkpoint(find_model(self.config.model), self.config.cache_folder)
 
     @cached_property
     def _data(self) -> examples.ClientData:
