@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fedbt_app.tasks.tasks import IGNORED, Batch, Collator, SpecialTokens
 from safetensors.torch import save_file
 
 from fedbt_app.config import EMBEDDED
@@ -20,7 +21,6 @@ from fedbt_app.model.local_model import LocalModel, build
 from fedbt_app.model.weights import ModelSpec, Weights, new_tensors
 from fedbt_app.parts import HEAD
 from fedbt_app.plan import RoundPlan, frozen_prefix, plan_round
-from fedbt_app.tasks.tasks import IGNORED, Batch, Collator, SpecialTokens
 from fedbt_app.training import train
 from fedbt_app.training.prefix_cache import FrozenBlocks, PrefixCache
 

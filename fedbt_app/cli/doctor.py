@@ -77,7 +77,7 @@ def _device(config: RunConfig) -> str:
 def _model(config: RunConfig) -> str:
     from fedbt_app.model.checkpoint import Checkpoint, find_model
 
-    checkpoint = Checkpoint(find_model(config.model))
+    checkpoint = Checkpoint(find_model(config.model), config.cache_folder)
     arch = checkpoint.architecture
     fingerprint = checkpoint.fingerprint(TASKS[config.task].head)[:12]
     return f"{config.model}: {arch.depth} blocks, hidden {arch.hidden}, fingerprint {fingerprint}"

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedbt_app.config import RunConfig, defaults, parse_assignment
 from fedbt_app.cli.presets import PRESETS
+from fedbt_app.config import RunConfig, defaults, parse_assignment
 from fedbt_app.errors import FedBTError
 
 if TYPE_CHECKING:

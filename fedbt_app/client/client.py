@@ -56,7 +56,7 @@ class Client:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The base that every site starts from."""
-        return Checkpoint(find_model(self.config.model))
+        return Checkpoint(find_model(self.config.model), self.config.cache_folder)
 
     @cached_property
     def _data(self) -> examples.ClientData:
@@ -221,9 +221,7 @@ def _name(node_config: Mapping[str, Any]) -> str:
     return str(node_config.get("name", "client" if partition is None else f"client-{partition}"))
 
 
-def _treated(
-    parts: Iterable[tuple[str, Tensors]], treatments: Sequence[Mechanism]
-) -> Iterable[tuple[str, Tensors]]:
+def _treated(parts: Iterable[tuple[str, Tensors]], treatments: Sequence[Mechanism]) -> Iterable[tuple[str, Tensors]]:
     """Let the privacy mechanisms treat the deltas; without any, parts stay one by one in memory."""
     if not treatments:
         return parts

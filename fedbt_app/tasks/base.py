@@ -172,7 +172,12 @@ class Task(ABC):
 
     @abstractmethod
     def read(
-        self, rows: Sequence[Row], ids: np.ndarray, present: np.ndarray, reading: Reading, generator: np.random.Generator
+        self,
+        rows: Sequence[Row],
+        ids: np.ndarray,
+        present: np.ndarray,
+        reading: Reading,
+        generator: np.random.Generator,
     ) -> Read:
         """Choose the loss positions of a batch and their targets.
 

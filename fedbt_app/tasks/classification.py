@@ -65,7 +65,12 @@ class Classification(Task):
         return labels
 
     def read(
-        self, rows: Sequence[Row], ids: np.ndarray, present: np.ndarray, reading: Reading, generator: np.random.Generator
+        self,
+        rows: Sequence[Row],
+        ids: np.ndarray,
+        present: np.ndarray,
+        reading: Reading,
+        generator: np.random.Generator,
     ) -> Read:
         """Read each row at its first piece."""
         targets = np.array([[reading.label_id(row["label"])] for row in rows], dtype=np.int64)

@@ -78,7 +78,12 @@ class MaskedLanguageModelling(Task):
         return masked
 
     def read(
-        self, rows: Sequence[Row], ids: np.ndarray, present: np.ndarray, reading: Reading, generator: np.random.Generator
+        self,
+        rows: Sequence[Row],
+        ids: np.ndarray,
+        present: np.ndarray,
+        reading: Reading,
+        generator: np.random.Generator,
     ) -> Read:
         """Mask the rows anew, unless `fixed` has."""
         if "positions" in rows[0]:

@@ -90,7 +90,12 @@ class NamedEntities(Task):
         return [first_entity(tags) for tags in columns[settings.tags_column]]
 
     def read(
-        self, rows: Sequence[Row], ids: np.ndarray, present: np.ndarray, reading: Reading, generator: np.random.Generator
+        self,
+        rows: Sequence[Row],
+        ids: np.ndarray,
+        present: np.ndarray,
+        reading: Reading,
+        generator: np.random.Generator,
     ) -> Read:
         """Read the first piece of each word."""
         tagged = [[(at, reading.label_id(tag)) for at, tag in enumerate(row["tags"]) if tag] for row in rows]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fedbt_app.tasks.tasks import Collator, mask_once, special_tokens
 
 from fedbt_app.costs.cost_model import prefix_flops
 from fedbt_app.costs.meter import FlopMeter
@@ -16,7 +17,6 @@ from fedbt_app.model.local_model import LocalModel, build
 from fedbt_app.model.weights import ModelSpec, Weights, new_tensors
 from fedbt_app.parts import HEAD
 from fedbt_app.plan import frozen_prefix, plan_round
-from fedbt_app.tasks.tasks import Collator, mask_once, special_tokens
 from fedbt_app.training import prefix_cache, train
 from fedbt_app.training.prefix_cache import FrozenBlocks, PrefixCache
 
