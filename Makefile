@@ -49,8 +49,9 @@ results: env
 bench: env
 	$(BIN)/python benchmarks/client_step.py
 
+# The local SuperLink that this checkout's `fedbt run` started, by its process id.
 stop:
-	-pkill -f "flower-superlink.*--simulation"
+	if [ -x $(BIN)/fedbt ]; then $(BIN)/fedbt stop; fi
 
 clean: stop
 	rm -rf $(VENV) runs
