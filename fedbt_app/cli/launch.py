@@ -6,7 +6,6 @@
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -143,5 +142,4 @@ class _Flower:
 
 
 def _flwr() -> str:
-    beside = Path(sys.executable).with_name("flwr")
-    return str(beside) if beside.exists() else "flwr"
+    return local.script("flwr")

@@ -59,6 +59,12 @@ def environment(settings: Path | None) -> dict[str, str]:
     return found | ({"FLWR_HOME": str(settings)} if settings else {})
 
 
+def script(name: str) -> str:
+    """Return the path of one of Flower's commands: this environment's, or else whichever is found."""
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.exists() else name
+
+
 def running(folder: Path) -> Running | None:
     """Return the SuperLink that was started with these settings, if it still runs."""
     import psutil
@@ -134,7 +140,7 @@ def _start(folder: Path) -> None:
 
 
 def _spawn(folder: Path, port: int) -> "subprocess.Popen[bytes]":
-    command = [str(Path(sys.executable).with_name("flower-superlink")), "--insecure", "--simulation"]
+    command = [script("flower-superlink"), "--insecure", "--simulation"]
     command += ["--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--database", str(folder / DATABASE), "--log-file", str(folder / LOG)]
     command += ["--log-rotation-interval-hours", "24", "--log-rotation-backup-count", "7"]
@@ -150,7 +156,7 @@ def _spawn(folder: Path, port: int) -> "subprocess.Popen[bytes]":
             start_new_session=True,
         )
     except FileNotFoundError:
-        raise FedBTError(f"{command[0]} is not there: pip install 'flwr[simulation]'") from None
+        raise FedBTError(f"{command[0]} is not installed: pip install 'flwr[simulation]'") from None
 
 
 def _answers(process: "subprocess.Popen[bytes]", port: int) -> bool:
