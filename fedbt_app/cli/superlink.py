@@ -117,6 +117,13 @@ def stop_all() -> list[Running]:
     return [ended for folder in folders for ended in stop(folder)]
 
 
+def free_port() -> int:
+    """Return a port of this machine that nothing listens at just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Let one process at a time in: of two runs that begin together, one starts the SuperLink and both use it."""
@@ -127,7 +134,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _start(folder: Path) -> None:
     for _ in range(ATTEMPTS):
-        port = _free_port()
+        port = free_port()
         process = _spawn(folder, port)
         try:
             if _answers(process, port):
@@ -183,9 +190,3 @@ def _keep(folder: Path, pid: int, port: int) -> None:
 
 def _write(path: Path, text: str) -> None:
     replace_file(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

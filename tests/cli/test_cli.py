@@ -23,6 +23,12 @@ from fedbt_app.model import checkpoint
 from fedbt_app.server.snapshot import Progress, Snapshot
 
 
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the test a home of its own: no SuperLink runs there, and nothing is left in the user's."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Run a command that fails and return its one line."""
     assert main(arguments) == 1
@@ -173,9 +179,8 @@ def test_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_stop_where_nothing_runs_says_so(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
     for arguments in (["stop"], ["stop", "--all"]):
         assert main(arguments) == 0
         assert capsys.readouterr().out == "no local SuperLink runs\n"
