@@ -5,7 +5,6 @@ and its clients would load the first one's code. So each installation has a fold
 below the cache, and a free port. What was started is kept there, by process id, so that it can be used again and ended.
 """
 
-import fcntl
 import hashlib
 import http.client
 import json
@@ -15,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -127,6 +126,8 @@ def free_port() -> int:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Let one process at a time in: of two runs that begin together, one starts the SuperLink and both use it."""
+    import fcntl  # not above: Windows has none, and a remote SuperLink needs none
+
     with (folder / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -142,7 +143,9 @@ def _start(folder: Path) -> None:
         except BaseException:
             process.kill()
             raise
-        process.kill()
+        if process.poll() is None:  # not the port: it hangs
+            process.kill()
+            break
     raise FedBTError(f"the local SuperLink did not start: see {folder / LOG}")
 
 
@@ -170,15 +173,19 @@ def _answers(process: "subprocess.Popen[bytes]", port: int) -> bool:
     """Wait until the SuperLink is up; False when it ended, or took too long."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
-        try:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)  # which asks no proxy
-            connection.request("GET", "/health")
-            if connection.getresponse().status == 200:
-                return process.poll() is None
-        except (OSError, http.client.HTTPException):
-            pass  # not yet
+        if _healthy(port):
+            return process.poll() is None  # else another's answer, at a port that was taken in between
         time.sleep(0.1)
     return False
+
+
+def _healthy(port: int) -> bool:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=1)) as connection:  # which asks no proxy
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
 
 
 def _keep(folder: Path, pid: int, port: int) -> None:
