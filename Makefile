@@ -53,8 +53,9 @@ results: env ## the tables and plots of the pages from the stored results
 bench: env ## measure the costs of a training step
 	$(BIN)/python benchmarks/client_step.py
 
-stop: ## end the local SuperLink
-	-pkill -f "flower-superlink.*--simulation"
+# By its process id: that of the local SuperLink which this checkout's `fedbt run` started.
+stop: ## end this checkout's local SuperLink
+	if [ -x $(BIN)/fedbt ]; then $(BIN)/fedbt stop; fi
 
 clean: stop ## remove the environment and the runs
 	rm -rf $(VENV) runs

@@ -1,12 +1,16 @@
-"""Write docs/config.md from RunConfig and pyproject.toml; `--check` only says whether it is up to date."""
+"""Write docs/config.md and pyproject.toml's table of settings from RunConfig; `--check` only says if they are so."""
 
+import json
+import re
 import sys
 from dataclasses import fields
 from pathlib import Path
 
-from fedbt_app.config import NODE_KEYS, RunConfig, defaults
+from fedbt_app.config import APP_DIR, NODE_KEYS, RunConfig, defaults
 
 TARGET = Path(__file__).with_name("config.md")
+PROJECT = APP_DIR / "pyproject.toml"
+TABLE = re.compile(r"^(\[tool\.flwr\.app\.config\]\n).*?(?=^$|\Z)", re.MULTILINE | re.DOTALL)
 HEAD = """# Configuration
 
 Every key of a run, with its default. Give them as `KEY=VALUE` or `--KEY VALUE` to `fedbt run`, in a TOML file
@@ -34,9 +38,25 @@ def text() -> str:
     return HEAD + "".join(rows) + TAIL
 
 
+def project(current: str) -> str:
+    """Return pyproject.toml with its table of settings as RunConfig has it, and all else as it was."""
+    lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in defaults().items())
+    written, tables = TABLE.subn(lambda found: found[1] + lines, current)
+    if tables != 1:
+        sys.exit("pyproject.toml has no table [tool.flwr.app.config] to write to")
+    return written
+
+
+def main(check: bool) -> None:
+    """Write what is out of date; or say so, and fail."""
+    wanted = {TARGET: text(), PROJECT: project(PROJECT.read_text(encoding="utf-8"))}
+    for path, content in wanted.items():
+        if path.is_file() and path.read_text(encoding="utf-8") == content:
+            continue
+        if check:
+            sys.exit(f"{path.name} is out of date: run `make docs`")
+        path.write_text(content, encoding="utf-8")
+
+
 if __name__ == "__main__":
-    if "--check" in sys.argv:
-        if not TARGET.is_file() or TARGET.read_text(encoding="utf-8") != text():
-            sys.exit("docs/config.md is out of date: run `make docs`")
-    else:
-        TARGET.write_text(text(), encoding="utf-8")
+    main("--check" in sys.argv)

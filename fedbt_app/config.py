@@ -1,7 +1,7 @@
 """RunConfig: every setting of a run, typed and checked before anything starts.
 
-The defaults stand in pyproject.toml (`[tool.flwr.app.config]`), because Flower only lets a run
-override the keys written there; a test holds the two lists equal.
+A setting's default, type, bounds and sentence stand here, in its field, and nowhere else. Flower lets a run
+override only the keys that pyproject.toml lists, so `make docs` writes that table, and docs/config.md, from here.
 """
 
 import math
@@ -19,7 +19,7 @@ from fedbt_app.plan import AUTO, DEPTH_METHODS, METHODS, RunPlan
 from fedbt_app.privacy import mechanisms
 from fedbt_app.tasks import TASKS
 
-APP_DIR = Path(__file__).resolve().parent.parent
+APP_DIR = Path(__file__).resolve().parent.parent  # a checkout, or where the wheel was unpacked
 PARTITIONERS = ("iid", "dirichlet", "size-skewed", "natural")
 NODE_KEYS = (  # that a node may set for itself, by the same name
     *("local-depth", "device", "cache-dir", "pool-dir"),
@@ -29,138 +29,170 @@ EMBEDDED, NO_DATA = "embedded", "none"
 MOST_LABELS, LONGEST_LABEL = 5000, 100  # names and characters: more is text that stands in the wrong column
 
 
-def key(doc: str, choices: Collection[str] = (), at_least: float | None = None, at_most: float | None = None) -> Any:
-    """Declare one config key: its text for docs/config.md and its bounds."""
-    return field(metadata={"doc": doc, "choices": choices, "at_least": at_least, "at_most": at_most})
+def key(
+    default: bool | int | float | str,
+    doc: str,
+    choices: Collection[str] = (),
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """Declare one config key: its default, its text for docs/config.md and its bounds."""
+    bounds = {"choices": choices, "at_least": at_least, "at_most": at_most}
+    return field(default=default, metadata={"doc": doc} | bounds)
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """What one run does. Field `local_epochs` is the key `local-epochs`."""
 
-    task: str = key("What is trained.", TASKS)
-    method: str = key("What clients train and exchange; one row of the table in plan.py.", METHODS)
+    task: str = key("classification", "What is trained.", TASKS)
+    method: str = key("fedbt", "What clients train and exchange; one row of the table in plan.py.", METHODS)
     schedule: str = key(
+        AUTO,
         "Blocks that each round trains (fedbt, fedbt-lora): `paper`, the published order; `auto`, the same above "
         "6 blocks, and up to 6 what our own measurements chose (docs/methods.md); or your own: rounds parted by `;`, "
         "blocks by `,`, negative ones counted from the top, begun again when it ends. `-1; -2,-1` trains the last "
-        "block, then the last two."
+        "block, then the last two.",
     )
     model: str = key(
-        "Base encoder: `embedded`, a hub id or a folder. Any checkpoint of model type bert. A node's `model-path` wins."
+        EMBEDDED,
+        "Base encoder: `embedded`, a hub id or a folder. Any checkpoint of model type bert. A node's `model-path` "
+        "wins.",
     )
     dataset: str = key(
+        EMBEDDED,
         "`embedded`, a hub id, a file (.jsonl .json .csv .parquet .txt, also .gz) or a folder of files named "
         "train, validation and test; `none` for a server without data, where every node has a data-path. A node's "
-        "`data-path` wins."
+        "`data-path` wins.",
     )
-    dataset_subset: str = key("Configuration name of a hub data set; empty for none.")
-    text_column: str = key("Column with the text (mlm, classification); `text` in a .txt file.")
-    label_column: str = key("Column with the class (classification, and dirichlet partitions of mlm).")
-    tokens_column: str = key("Column with the list of words (ner).")
-    tags_column: str = key("Column with the BIO tags, one a word (ner).")
+    dataset_subset: str = key("", "Configuration name of a hub data set; empty for none.")
+    text_column: str = key("text", "Column with the text (mlm, classification); `text` in a .txt file.")
+    label_column: str = key("label", "Column with the class (classification, and dirichlet partitions of mlm).")
+    tokens_column: str = key("tokens", "Column with the list of words (ner).")
+    tags_column: str = key("ner_tags", "Column with the BIO tags, one a word (ner).")
     labels: str = key(
+        "",
         "Comma-separated label names, in order (ner: the tags, `O,B-x,I-x`); empty merges what the clients report and "
-        "the central test set has."
+        "the central test set has.",
     )
-    max_length: int = key("Longest sequence in word pieces, [CLS] and [SEP] included.", at_least=8, at_most=512)
-    max_train_examples: int = key("Use at most so many training rows (seeded choice); 0 for all.", at_least=0)
-    max_test_examples: int = key("Use at most so many rows of the central test set; 0 for all.", at_least=0)
+    max_length: int = key(64, "Longest sequence in word pieces, [CLS] and [SEP] included.", at_least=8, at_most=512)
+    max_train_examples: int = key(0, "Use at most so many training rows (seeded choice); 0 for all.", at_least=0)
+    max_test_examples: int = key(1000, "Use at most so many rows of the central test set; 0 for all.", at_least=0)
     test_fraction: float = key(
+        0.1,
         "Share of the rows set apart for testing when the data has neither test nor validation.",
         at_least=0,
         at_most=0.9,
     )
-    heldout_fraction: float = key("Share of a client's rows kept for its own evaluation.", at_least=0, at_most=0.9)
+    heldout_fraction: float = key(0.1, "Share of a client's rows kept for its own evaluation.", at_least=0, at_most=0.9)
     partitioner: str = key(
+        "dirichlet",
         "How a simulation splits the rows over its clients; dirichlet skews labels (ner: entity types).",
         PARTITIONERS,
     )
-    dirichlet_alpha: float = key("Concentration of the label skew: small is more skewed.", at_least=1e-3)
-    partition_weights: str = key("Relative client sizes for `size-skewed`, e.g. `1,3,6,6,3,1`.")
-    partition_column: str = key("Column that names the site, for `natural`.")
-    num_rounds: int = key("Federated rounds.", at_least=1)
-    local_epochs: int = key("Passes over a client's rows in one round.", at_least=1)
+    dirichlet_alpha: float = key(0.5, "Concentration of the label skew: small is more skewed.", at_least=1e-3)
+    partition_weights: str = key("", "Relative client sizes for `size-skewed`, e.g. `1,3,6,6,3,1`.")
+    partition_column: str = key("", "Column that names the site, for `natural`.")
+    num_rounds: int = key(6, "Federated rounds.", at_least=1)
+    local_epochs: int = key(1, "Passes over a client's rows in one round.", at_least=1)
     local_depth: int = key(
+        0,
         "Blocks L_k of a client's model; 0 for the default: half the depth for the published order of mlm (all of up "
         "to 6 blocks with schedule=auto), all of it for the rest. A node's `local-depth` wins.",
         at_least=0,
     )
-    batch_size: int = key("Examples in a step.", at_least=1)
-    tokens_per_batch: int = key("Most padded word pieces in a step; 0 for no limit beside batch-size.", at_least=0)
-    micro_batch_size: int = key("Examples that run at once, gradients added up; 0 for the whole batch.", at_least=0)
-    checkpointing: bool = key("Save memory: keep only the inputs of trained blocks and run them again backwards.")
-    learning_rate: float = key("AdamW step size; of the first round, where it falls.", at_least=0)
+    batch_size: int = key(16, "Examples in a step.", at_least=1)
+    tokens_per_batch: int = key(0, "Most padded word pieces in a step; 0 for no limit beside batch-size.", at_least=0)
+    micro_batch_size: int = key(0, "Examples that run at once, gradients added up; 0 for the whole batch.", at_least=0)
+    checkpointing: bool = key(
+        False, "Save memory: keep only the inputs of trained blocks and run them again backwards."
+    )
+    learning_rate: float = key(5e-4, "AdamW step size; of the first round, where it falls.", at_least=0)
     learning_rate_decay: str = key(
+        "none",
         "How the step size falls from round to round: `none`, or `linear` to 1 / num-rounds of it in the last one.",
         ("none", "linear"),
     )
-    weight_decay: float = key("AdamW weight decay, on matrices only.", at_least=0)
-    dropout: float = key("Dropout in trained blocks and the head; frozen blocks have none.", at_least=0, at_most=0.9)
-    mask_probability: float = key("Share of word pieces to predict (mlm).", at_least=0.01, at_most=0.9)
+    weight_decay: float = key(0.01, "AdamW weight decay, on matrices only.", at_least=0)
+    dropout: float = key(
+        0.1, "Dropout in trained blocks and the head; frozen blocks have none.", at_least=0, at_most=0.9
+    )
+    mask_probability: float = key(0.15, "Share of word pieces to predict (mlm).", at_least=0.01, at_most=0.9)
     masking: str = key(
+        "dynamic",
         "`dynamic` masks anew each epoch; `static` has static-maskings fixed ones, one a round in turn, so that the "
         "output of frozen blocks can be kept where every round trains above them (mlm).",
         ("dynamic", "static"),
     )
-    static_maskings: int = key("Fixed maskings of each row with masking=static.", at_least=1)
-    lora_rank: int = key("Rank of the adapters (lora, fedbt-lora).", at_least=1)
-    lora_alpha: float = key("Scale of the adapters: alpha / rank.", at_least=0)
-    aggregation: str = key("How a round's deltas become one: `mean`, weighted by examples (FedAvg).")
+    static_maskings: int = key(4, "Fixed maskings of each row with masking=static.", at_least=1)
+    lora_rank: int = key(8, "Rank of the adapters (lora, fedbt-lora).", at_least=1)
+    lora_alpha: float = key(16.0, "Scale of the adapters: alpha / rank.", at_least=0)
+    aggregation: str = key("mean", "How a round's deltas become one: `mean`, weighted by examples (FedAvg).")
     server_optimizer: str = key(
+        "momentum",
         "What the server makes of that: `momentum` adds server-momentum times a part's last step to its next one "
-        "(FedAvgM); with none it is FedAvg."
+        "(FedAvgM); with none it is FedAvg.",
     )
     privacy: str = key(
+        "",
         "Mechanisms that treat each client's deltas before they are encoded there and after they are decoded on the "
         "server: names with commas, in order, or empty. None ships with this version (CONTRIBUTING.md says how to add "
-        "one)."
+        "one).",
     )
     server_momentum: float = key(
+        0.0,
         "Share of a part's last step that the server adds to its next one (FedAvgM); nothing more is computed on the "
         "clients or sent.",
         at_least=0,
         at_most=0.99,
     )
-    participation: float = key("Share of the connected clients asked in a round.", at_least=1e-6, at_most=1)
-    min_clients: int = key("Clients that must be connected before the run starts.", at_least=1)
-    min_replies: int = key("Usable replies that a round needs; also the fewest clients asked in a round.", at_least=1)
+    participation: float = key(1.0, "Share of the connected clients asked in a round.", at_least=1e-6, at_most=1)
+    min_clients: int = key(2, "Clients that must be connected before the run starts.", at_least=1)
+    min_replies: int = key(
+        1, "Usable replies that a round needs; also the fewest clients asked in a round.", at_least=1
+    )
     below_minimum: str = key(
+        "stop",
         "What becomes of a round with fewer than min-replies: `stop` ends the run, which can be resumed; `repeat` does "
         "the round again, three times at most, then stops.",
         ("stop", "repeat"),
     )
-    round_timeout: float = key("Seconds to wait for clients in one round.", at_least=1)
-    client_evaluation: str = key("When clients evaluate on their held-out rows.", ("never", "final", "every"))
+    round_timeout: float = key(3600.0, "Seconds to wait for clients in one round.", at_least=1)
+    client_evaluation: str = key("final", "When clients evaluate on their held-out rows.", ("never", "final", "every"))
     central_evaluation: str = key(
+        "every",
         "When the server evaluates on the central test set: `every` round, or before the first and after the last "
         "(`final`).",
         ("final", "every"),
     )
     precision: str = key(
+        "auto",
         "Matrix products in bfloat16 or float32; `auto` takes bfloat16 where the hardware is faster at it.",
         ("auto", "float32", "bf16"),
     )
     prefix_cache_gb: float = key(
+        8.0,
         "Disk that a client may use to keep the frozen blocks' output for its rows; 0 computes it again each epoch.",
         at_least=0,
     )
     codec: str = key(
-        "Number format of the deltas, both ways; `+zstd` compresses them on top, without loss.", tuple(CODECS)
+        "int2+zstd",
+        "Number format of the deltas, both ways; `+zstd` compresses them on top, without loss.",
+        tuple(CODECS),
     )
-    reference: str = key("Folder of a finished method=full run to compare with; empty predicts its costs.")
-    seed: int = key("Seeds partition, sampling, masking, dropout and new tensors.", at_least=0)
-    device: str = key("`auto`, `cpu`, `cuda` or `cuda:1`; a node's `device` wins.")
-    output_dir: str = key("Folder for the report, the plots and the exported model.")
+    reference: str = key("", "Folder of a finished method=full run to compare with; empty predicts its costs.")
+    seed: int = key(7, "Seeds partition, sampling, masking, dropout and new tensors.", at_least=0)
+    device: str = key("auto", "`auto`, `cpu`, `cuda` or `cuda:1`; a node's `device` wins.")
+    output_dir: str = key("runs/latest", "Folder for the report, the plots and the exported model.")
     tensorboard: bool = key(
-        "Write each round's metrics and costs for TensorBoard too, into `tensorboard/` of the output folder."
+        False, "Write each round's metrics and costs for TensorBoard too, into `tensorboard/` of the output folder."
     )
     resume: str = key(
-        "Output folder of a stopped run, to go on with it there and with the settings it had; empty for a new run."
+        "", "Output folder of a stopped run, to go on with it there and with the settings it had; empty for a new run."
     )
-    cache_dir: str = key("Folder for tokenised data; empty for ~/.cache/fedbt. A node's `cache-dir` wins.")
+    cache_dir: str = key("", "Folder for tokenised data; empty for ~/.cache/fedbt. A node's `cache-dir` wins.")
     pool_dir: str = key(
-        "Folder for the clients' parameter pools; empty for the cache folder. A node's `pool-dir` wins."
+        "", "Folder for the clients' parameter pools; empty for the cache folder. A node's `pool-dir` wins."
     )
 
     def __post_init__(self) -> None:
@@ -222,7 +254,7 @@ class RunConfig:
     @property
     def cache_folder(self) -> Path:
         """Where tokenised data goes."""
-        return Path(self.cache_dir).expanduser() if self.cache_dir else Path.home() / ".cache" / "fedbt"
+        return Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_folder()
 
     @property
     def pool_folder(self) -> Path:
@@ -244,7 +276,7 @@ class RunConfig:
                 raise FedBTError(f"unknown config key {name!r}{_nearest(name, specs)}; docs/config.md lists them all")
         for name in specs:
             if name not in values:
-                raise FedBTError(f"config key {name!r} is missing: add it to [tool.flwr.app.config]")
+                raise FedBTError(f"config key {name!r} is missing: give every key that docs/config.md lists")
         return cls(**{spec.name: _typed(name, spec, values[name]) for name, spec in specs.items()})
 
     def values(self) -> dict[str, Any]:
@@ -268,10 +300,14 @@ class RunConfig:
         return RunConfig(**values)
 
 
+def default_cache_folder() -> Path:
+    """Where a user's FedBT keeps what it can make again."""
+    return Path.home() / ".cache" / "fedbt"
+
+
 def defaults() -> dict[str, Any]:
-    """Return the defaults, by dashed key, as pyproject.toml states them."""
-    with (APP_DIR / "pyproject.toml").open("rb") as file:
-        return dict(tomllib.load(file)["tool"]["flwr"]["app"]["config"])
+    """Return the default of every setting, by dashed key."""
+    return {_dashed(spec.name): spec.default for spec in fields(RunConfig)}
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

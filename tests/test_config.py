@@ -22,8 +22,17 @@ def refused(**changes: Any) -> str:
     return str(raised.value)
 
 
-def test_keys_of_pyproject_equal_the_fields_in_order() -> None:
-    assert list(defaults()) == [spec.name.replace("_", "-") for spec in fields(RunConfig)]
+def test_table_of_pyproject_is_what_the_fields_say() -> None:
+    project = tomllib.loads((APP_DIR / "pyproject.toml").read_text(encoding="utf-8"))
+    table = project["tool"]["flwr"]["app"]["config"]
+    assert [(name, type(value), value) for name, value in table.items()] == [
+        (name, type(value), value) for name, value in defaults().items()
+    ]
+
+
+def test_defaults_are_those_of_a_run_without_settings() -> None:
+    assert RunConfig() == RunConfig.load(defaults())
+    assert RunConfig().values() == defaults()
 
 
 def test_defaults_load_with_their_own_values() -> None:

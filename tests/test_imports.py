@@ -36,10 +36,10 @@ ALLOWED = {
     "huggingface_hub": {"model.checkpoint"},
     "matplotlib": {"report.plots"},
     "rich": {"report.comparison", "cli", "progress.live"},
-    "psutil": {"cli.launch"},
+    "psutil": {"cli.superlink"},
     "seqeval": {"tasks"},
     "zstandard": {"codec.codec"},
-    "subprocess": {"cli.launch"},
+    "subprocess": {"cli.launch", "cli.superlink"},
     "pickle": set(),
 }
 

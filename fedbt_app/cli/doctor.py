@@ -2,13 +2,14 @@
 
 import platform
 import tempfile
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from fedbt_app.config import APP_DIR, NO_DATA, RunConfig
+from fedbt_app.cli import superlink
+from fedbt_app.cli.app_folder import installed
+from fedbt_app.config import NO_DATA, RunConfig
 from fedbt_app.errors import FedBTError
 from fedbt_app.tasks import TASKS
 
@@ -50,16 +51,17 @@ def _python(config: RunConfig) -> str:
 def _packages(config: RunConfig) -> str:
     from packaging.requirements import Requirement
 
-    project = tomllib.loads((APP_DIR / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found = []
-    for requirement in map(Requirement, project["dependencies"]):
+    for requirement in map(Requirement, installed().requires or []):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue  # of an extra, or of another system
         try:
-            installed = version(requirement.name)
+            present = version(requirement.name)
         except PackageNotFoundError:
             raise FedBTError(f"{requirement.name} is not installed: pip install '{requirement}'") from None
-        if not requirement.specifier.contains(installed.split("+")[0], prereleases=True):
-            raise FedBTError(f"{requirement.name} {installed} is installed: pip install '{requirement}'")
-        found.append(f"{requirement.name} {installed}")
+        if not requirement.specifier.contains(present.split("+")[0], prereleases=True):
+            raise FedBTError(f"{requirement.name} {present} is installed: pip install '{requirement}'")
+        found.append(f"{requirement.name} {present}")
     return ", ".join(found)
 
 
@@ -89,17 +91,18 @@ def _data(config: RunConfig) -> str:
     return "none at the server" if config.dataset == NO_DATA else examples.describe(config)
 
 
-def _writable(folder: Path) -> str:
+def _writable(folder: Path, mend: str = "set cache-dir and pool-dir") -> str:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder):
             return str(folder)
     except OSError as error:
-        raise FedBTError(f"{folder} is not writable ({error.strerror}): set cache-dir and pool-dir") from None
+        raise FedBTError(f"{folder} is not writable ({error.strerror}): {mend}") from None
 
 
 def _superlink(config: RunConfig) -> str:
-    from fedbt_app.cli.launch import check_local_superlink
-
-    check_local_superlink()
-    return "in order, or not running yet (the first run starts it)"
+    folder = superlink.settings_folder()
+    _writable(folder, "set HOME to a folder of yours")
+    if found := superlink.running(folder):
+        return f"runs as process {found.pid}; for Flower's own commands: FLWR_HOME={folder}"
+    return f"the first run starts it; for Flower's own commands: FLWR_HOME={folder}"

@@ -4,19 +4,19 @@
 """
 
 import json
-import os
 import re
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedbt_app.config import APP_DIR, EMBEDDED, NO_DATA, RunConfig
+from fedbt_app.cli import superlink as local
+from fedbt_app.cli.app_folder import app_folder
+from fedbt_app.config import EMBEDDED, NO_DATA, RunConfig
 from fedbt_app.errors import FedBTError
 
-KEEP_ENVIRONMENT = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
 _PATH_KEYS = ("model", "dataset", "output-dir", "resume", "cache-dir", "pool-dir", "reference")
 _OUR_LINE = re.compile(r"fedbt: (.*)")
 _RUN_ID = re.compile(r"started run (\d+)")
@@ -52,23 +52,19 @@ def run(
     folder = RunConfig.load(values).output_folder
     resume = f"the same command and resume={folder}" if superlink else f"`fedbt run --resume {folder}`"
     go_on = f"go on with {resume}"
-    if superlink is None:
-        check_local_superlink()
+    flower = _Flower(app_folder(), superlink, local.environment(None if superlink else local.start()))
+    options = ["--federation-config", _resources(clients, str(values["device"]))] if superlink is None else []
     with tempfile.TemporaryDirectory(prefix="fedbt-") as scratch:
         overrides = Path(scratch) / "run.toml"
         lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
         overrides.write_text("".join(lines), encoding="utf-8")
-        command = [_flwr(), "run", str(APP_DIR), *([superlink] if superlink else []), "--stream"]
-        command += ["--run-config", str(overrides)]
-        if superlink is None:
-            command += ["--federation-config", _resources(clients, str(values["device"]))]
         try:
-            run_id, reason = _stream(command, [superlink] if superlink else [], verbose, show)
+            run_id, reason = flower.run(["--run-config", str(overrides), *options], verbose, show)
         except KeyboardInterrupt:
             raise FedBTError(f"interrupted: the run was stopped; {go_on}") from None
     if run_id is None:
         raise FedBTError(f"Flower did not start the run: {reason or 'see its output with --verbose'}")
-    status = _status(run_id, superlink)
+    status = flower.status(run_id)
     if status != "finished:completed":
         raise FedBTError(reason or f"run {run_id} ended as {status}: see its output with --verbose, or {go_on}")
     return folder if superlink is None else None
@@ -83,77 +79,67 @@ def _resources(clients: int, device: str) -> str:
     return f"num-supernodes={clients} client-resources-num-cpus=1{share}"
 
 
-def _stream(
-    command: list[str], superlink: list[str], verbose: bool, show: Callable[[str], None]
-) -> tuple[str | None, str]:
-    environment = os.environ | {KEEP_ENVIRONMENT: "1", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
-    beside = Path(sys.executable).parent  # Flower looks for its other commands on the path
-    environment |= {
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "PATH": f"{beside}{os.pathsep}{os.environ.get('PATH', '')}",
-    }
-    run_id, reason, tail = None, "", ""
-    try:
-        process = subprocess.Popen(
-            command, cwd=APP_DIR, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-    except FileNotFoundError:
-        raise FedBTError(f"{command[0]} is not installed: pip install 'flwr[simulation]'") from None
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            tail = line.strip(" │╭╮╰╯─\n") or tail
-            if found := _RUN_ID.search(line):
-                run_id = found.group(1)
-            if ours := _OUR_LINE.search(line):
-                if ours.group(1).startswith("error: "):
-                    reason = ours.group(1).removeprefix("error: ")
-                else:
-                    show(ours.group(1))
-            elif verbose:
-                show(line.rstrip())
-    except KeyboardInterrupt:
-        process.terminate()
-        if run_id is not None:
-            stop = [_flwr(), "stop", run_id, *superlink]
-            subprocess.run(stop, cwd=APP_DIR, env=environment, capture_output=True, check=False)
-        raise
-    process.wait()
-    return run_id, reason or ("" if run_id else tail)
+@dataclass(frozen=True)
+class _Flower:
+    """Flower's command line for one app and one SuperLink; without a name it is the one that the settings lead to."""
 
+    app: Path
+    superlink: str | None
+    environment: dict[str, str]
 
-def _status(run_id: str, superlink: str | None) -> str:
-    command = [_flwr(), "ls", *([superlink] if superlink else []), "--run-id", run_id, "--format", "json"]
-    answer = subprocess.run(command, cwd=APP_DIR, capture_output=True, text=True, check=False)
-    try:
-        return str(json.loads(answer.stdout)["runs"][0]["status"])
-    except (ValueError, KeyError, IndexError, TypeError):
-        return "unknown"
-
-
-def check_local_superlink() -> None:
-    """Refuse a local SuperLink that would reinstall torch for the run, or load another project's client app."""
-    import psutil
-
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if not any(word.endswith("flower-superlink") for word in words) or "--simulation" not in words:
-            continue
+    def run(self, options: list[str], verbose: bool, show: Callable[[str], None]) -> tuple[str | None, str]:
+        """Submit the app and follow it to its end; returns the run's id, if it started, and the reason if it failed."""
+        run_id, reason, tail = None, "", ""
+        command = self._command("run", str(self.app), options=["--stream", *options])
         try:
-            environment, folder = process.environ(), Path(process.cwd())
-        except psutil.Error:
-            continue
-        mend = f"stop it with `kill {process.pid}` and run again"
-        if environment.get(KEEP_ENVIRONMENT) != "1":
-            raise FedBTError(
-                f"the running local SuperLink installs dependencies for each run ({KEEP_ENVIRONMENT}): {mend}"
+            process = subprocess.Popen(
+                command,
+                cwd=self.app,
+                env=self.environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
-        if folder != APP_DIR and (folder / "client_app.py").exists():
-            raise FedBTError(
-                f"the running local SuperLink was started in {folder}, whose client_app.py it loads: {mend}"
-            )
+        except FileNotFoundError:
+            raise FedBTError(f"{command[0]} is not installed: pip install 'flwr[simulation]'") from None
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                tail = line.strip(" │╭╮╰╯─\n") or tail
+                if found := _RUN_ID.search(line):
+                    run_id = found.group(1)
+                if ours := _OUR_LINE.search(line):
+                    if ours.group(1).startswith("error: "):
+                        reason = ours.group(1).removeprefix("error: ")
+                    else:
+                        show(ours.group(1))
+                elif verbose:
+                    show(line.rstrip())
+        except KeyboardInterrupt:
+            process.terminate()
+            if run_id is not None:
+                self._ask(self._command("stop", run_id))
+            raise
+        process.wait()
+        return run_id, reason or ("" if run_id else tail)
+
+    def status(self, run_id: str) -> str:
+        """Return how a run stands, in Flower's words."""
+        answer = self._ask(self._command("ls", options=["--run-id", run_id, "--format", "json"]))
+        try:
+            return str(json.loads(answer)["runs"][0]["status"])
+        except (ValueError, KeyError, IndexError, TypeError):
+            return "unknown"
+
+    def _command(self, *words: str, options: Sequence[str] = ()) -> list[str]:
+        return [_flwr(), *words, *([self.superlink] if self.superlink else []), *options]
+
+    def _ask(self, command: list[str]) -> str:
+        answer = subprocess.run(
+            command, cwd=self.app, env=self.environment, capture_output=True, text=True, check=False
+        )
+        return answer.stdout
 
 
 def _flwr() -> str:
-    beside = Path(sys.executable).with_name("flwr")
-    return str(beside) if beside.exists() else "flwr"
+    return local.script("flwr")

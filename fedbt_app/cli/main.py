@@ -1,4 +1,4 @@
-"""The `fedbt` command: run, plan, report, doctor."""
+"""The `fedbt` command: run, plan, report, doctor, stop."""
 
 import argparse
 import signal
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedbt_app.cli.app_folder import installed
 from fedbt_app.cli.presets import PRESETS
 from fedbt_app.config import RunConfig, defaults, parse_assignment
 from fedbt_app.errors import FedBTError
@@ -20,18 +21,27 @@ SIMULATED_CLIENTS = 4
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, or 1 after one line on what to mend."""
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         return int(options.command(options) or 0)
     except FedBTError as error:
         print(f"fedbt: error: {error}", file=sys.stderr)
         return 1
 
 
+class _ShowVersion(argparse.Action):
+    """Print the installed version, looked up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"fedbt {installed().version}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fedbt", description="Adapt one BERT across sites; pay for selected blocks only."
     )
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, text: str, command: Any, settings: bool = True) -> argparse.ArgumentParser:
@@ -58,6 +68,10 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--num-labels", type=int, default=2, metavar="N", help="classes or tags (default 2)")
     plan.add_argument("--examples", type=int, default=1000, metavar="N", help="a client's rows (default 1000)")
     add("doctor", "Check installation, device, Flower version, model and data path.", _doctor)
+    stop = add(
+        "stop", "End the local SuperLink that `fedbt run` left running, and the run in it.", _stop, settings=False
+    )
+    stop.add_argument("--all", action="store_true", help="those of all checkouts and environments of this user")
     report = add("report", "Compare finished runs.", _report, settings=False)
     report.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output folders with a report.json")
     return parser
@@ -152,6 +166,16 @@ def _doctor(options: argparse.Namespace) -> int:
     for finding in findings:
         print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.subject}: {finding.detail}")
     return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _stop(options: argparse.Namespace) -> None:
+    from fedbt_app.cli import superlink
+
+    ended = superlink.stop_all() if options.all else superlink.stop(superlink.settings_folder())
+    for process in ended:
+        print(f"ended the local SuperLink of {process.app} (process {process.pid})")
+    if not ended:
+        print("no local SuperLink runs")
 
 
 def _report(options: argparse.Namespace) -> None:

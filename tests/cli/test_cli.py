@@ -7,12 +7,13 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from fedbt_app.cli import launch
+from fedbt_app.cli import doctor, launch, superlink
 from fedbt_app.cli.doctor import examine
 from fedbt_app.cli.main import _parser, main, settings_of
 from fedbt_app.config import APP_DIR, RunConfig, defaults
@@ -20,6 +21,12 @@ from fedbt_app.costs.ledger import Outcome
 from fedbt_app.errors import FedBTError
 from fedbt_app.model import checkpoint
 from fedbt_app.server.snapshot import Progress, Snapshot
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the test a home of its own: no SuperLink runs there, and nothing is left in the user's."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -161,6 +168,24 @@ def test_report_of_a_folder_without_one_is_one_line(capsys: pytest.CaptureFixtur
     assert "report.json does not exist" in refusal(capsys, "report", str(tmp_path))
 
 
+# version, stop -----------------------------------------------------------------------------------------------
+
+
+def test_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"fedbt {version('fedbt-app')}\n"
+
+
+def test_stop_where_nothing_runs_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for arguments in (["stop"], ["stop", "--all"]):
+        assert main(arguments) == 0
+        assert capsys.readouterr().out == "no local SuperLink runs\n"
+
+
 # doctor -------------------------------------------------------------------------------------------------------
 
 
@@ -171,8 +196,7 @@ def findings(**changes: Any) -> dict[str, tuple[bool, str]]:
 
 def test_doctor_finds_nothing_wrong_with_a_good_set_up(tiny_bert: Path, site_data: Path, tmp_path: Path) -> None:
     found = findings(model=str(tiny_bert), dataset=str(site_data), cache_dir=str(tmp_path / "cache"), device="cpu")
-    for subject in ("Python", "packages", "device", "model", "data", "cache folder", "pool folder"):
-        assert found[subject][0], (subject, found[subject])
+    assert {subject: detail for subject, (ok, detail) in found.items() if not ok} == {}
     assert "4 blocks, hidden 32" in found["model"][1]
     assert "train.jsonl" in found["data"][1]
 
@@ -207,6 +231,17 @@ def test_doctor_exits_with_1_and_marks_what_failed(
     assert any(line.startswith("ok   model: ") for line in lines)
 
 
+def test_doctor_reads_the_requirements_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Installed:
+        requires: ClassVar = ["psutil>=6", "pandas>=99; extra == 'dev'", "torch>=99"]
+
+    monkeypatch.setattr(doctor, "installed", Installed)
+    ok, detail = findings()["packages"]
+    assert not ok
+    assert detail.startswith("torch ")
+    assert "pip install 'torch>=99'" in detail
+
+
 # run ----------------------------------------------------------------------------------------------------------
 
 Fake = Callable[..., Path]
@@ -229,7 +264,7 @@ def fake_flwr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
         )
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setattr(launch, "_flwr", lambda: str(script))
-        monkeypatch.setattr(launch, "check_local_superlink", lambda: None)
+        monkeypatch.setattr(launch.local, "start", lambda: tmp_path / "flower")
         return tmp_path
 
     return make
@@ -271,7 +306,10 @@ def test_run_hands_over_every_setting_and_the_number_of_clients(fake_flwr: Fake)
     assert "num-supernodes=3" in first
     assert "--stream" in first
     assert second == "ls --run-id 77 --format json"
-    assert f"{launch.KEEP_ENVIRONMENT}=1" in (tmp_path / "environment-run").read_text().splitlines()
+    for command in ("run", "ls"):
+        seen = (tmp_path / f"environment-{command}").read_text().splitlines()
+        assert f"FLWR_HOME={tmp_path / 'flower'}" in seen
+        assert f"{superlink.KEEP_ENVIRONMENT}=1" in seen
 
 
 @pytest.mark.parametrize(("gpus", "share"), [(0, None), (1, 0.3333), (2, 0.6666), (8, 1.0)])
@@ -291,13 +329,16 @@ def test_simulated_clients_get_their_share_of_the_gpus(
     )
 
 
-def test_remote_run_names_the_superlink_and_gives_no_folder(fake_flwr: Fake) -> None:
+def test_remote_run_names_the_superlink_and_gives_no_folder(fake_flwr: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     tmp_path = fake_flwr(STARTED)
+    monkeypatch.setenv("FLWR_HOME", "/home/me/flower")  # where the name is looked up
     assert launched(tmp_path, superlink="clinic") is None
     first, second = (tmp_path / "calls").read_text().splitlines()
     assert " clinic --stream" in first
     assert "num-supernodes" not in first
     assert second.startswith("ls clinic ")
+    for command in ("run", "ls"):
+        assert "FLWR_HOME=/home/me/flower" in (tmp_path / f"environment-{command}").read_text().splitlines()
 
 
 def test_failed_run_raises_the_reason_that_the_server_gave(fake_flwr: Fake) -> None:
@@ -397,8 +438,9 @@ def test_interrupted_command_stops_the_run_and_says_how_to_go_on(tmp_path: Path,
     )
     script.chmod(0o755)
     start = (
-        "import sys; from fedbt_app import cli, launch; launch.check_local_superlink = lambda: None; "
-        f"launch._flwr = lambda: {str(script)!r}; sys.exit(cli.main(['run', 'output-dir={tmp_path}/out']))"
+        "import sys; from pathlib import Path; from fedbt_app.cli import launch, main; "
+        f"launch.local.start = lambda: Path('{tmp_path}'); launch._flwr = lambda: '{script}'; "
+        f"sys.exit(main.main(['run', 'output-dir={tmp_path}/out']))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", start],
@@ -422,7 +464,7 @@ def test_missing_flwr_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(launch, "_flwr", lambda: str(tmp_path / "no-flwr"))
-    monkeypatch.setattr(launch, "check_local_superlink", lambda: None)
+    monkeypatch.setattr(launch.local, "start", lambda: tmp_path)
     assert "flwr" in refusal(capsys, "run", f"output-dir={tmp_path / 'out'}")
 
 
