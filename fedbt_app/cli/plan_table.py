@@ -79,7 +79,7 @@ def preview(config: RunConfig, architecture: Architecture, num_labels: int, exam
     in_float32 = replace(model, codec="float32")
     shape = model.full_shape(config.batch_size, config.max_length, config.mask_probability)
     full = in_float32.round(full_plan(architecture.depth), shape)
-    run_plan = config.plan(architecture.depth)
+    run_plan = replace(config.plan(architecture.depth), seed=0)  # any client's: which blocks it draws is open
     rounds = [model.round(plan, shape) for plan in run_plan.rounds(local_depth=config.local_depth)]
     frozen = run_plan.frozen_prefix(config.local_depth)
     size = examples * config.max_length * architecture.hidden * BYTES * config.fixed_versions

@@ -195,7 +195,7 @@ class Task(ABC):
     # -- loss and scores -------------------------------------------------------------------------------------
 
     def loss(self, outputs: "torch.Tensor", targets: "torch.Tensor", reduction: str = "mean") -> "torch.Tensor":
-        """Return the mean (or `sum`) of the loss of the outputs (B, P, classes) at the loss positions: cross-entropy."""
+        """Return the mean (or `sum`) of the loss of outputs (B, P, classes) at the loss positions: cross-entropy."""
         from torch.nn.functional import cross_entropy
 
         flat = outputs.flatten(0, 1).float()
