@@ -32,7 +32,7 @@ test: env
 # docs/deployment.md. About 25 minutes.
 test-deployment: env
 	OBSERVED=tests/deployment/observed.json $(BIN)/python -m pytest -v -m "slow or not slow" tests/deployment
-	$(BIN)/python docs/make_observed.py
+	$(BIN)/python -m benchmarks.publish.make_observed
 
 lint: env
 	$(BIN)/ruff check .
@@ -40,14 +40,14 @@ lint: env
 	$(BIN)/mypy
 
 docs: env
-	$(BIN)/python docs/make_config_reference.py
+	$(BIN)/python -m benchmarks.publish.make_config_reference
 
-# The tables and plots of README and docs from benchmarks/results/; `benchmarks/paper.py` makes what is in there.
+# The tables and plots of README and docs from benchmarks/results/; `python -m benchmarks.paper` makes what is in there.
 results: env
-	$(BIN)/python docs/make_results.py
+	$(BIN)/python -m benchmarks.publish.make_results
 
 bench: env
-	$(BIN)/python benchmarks/client_step.py
+	$(BIN)/python -m benchmarks.steps.client_step
 
 stop:
 	-pkill -f "flower-superlink.*--simulation"

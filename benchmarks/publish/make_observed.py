@@ -1,13 +1,13 @@
 """Write what `make test-deployment` observed into docs/deployment.md: the table of faults, the bytes on the wire."""
 
 import json
-from pathlib import Path
 from typing import Any
 
-from marks import filled
+from benchmarks.publish.marks import filled
+from benchmarks.results import ROOT
 
-OBSERVED = Path(__file__).parent.parent / "tests" / "deployment" / "observed.json"
-TARGET = Path(__file__).with_name("deployment.md")
+OBSERVED = ROOT / "tests" / "deployment" / "observed.json"
+TARGET = ROOT / "docs" / "deployment.md"
 
 
 def faults(book: dict[str, dict[str, Any]]) -> str:
@@ -40,7 +40,7 @@ def main() -> None:
     """Replace what stands between the marks."""
     book = json.loads(OBSERVED.read_text(encoding="utf-8"))
     blocks = {"faults": faults(book["faults"]), "wire": wire(book["wire"])}
-    TARGET.write_text(filled(TARGET, blocks, "docs/make_observed.py"), encoding="utf-8")
+    TARGET.write_text(filled(TARGET, blocks, "benchmarks/publish/make_observed.py"), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,12 +4,11 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paper_statistics import (
+from benchmarks.publish.paper_statistics import (
     METRICS,
     REFERENCE,
     Cell,
     Cost,
-    Line,
     cell_of,
     cells_of,
     megabytes,
@@ -17,6 +16,7 @@ from paper_statistics import (
     spent_of,
     tflop,
 )
+from benchmarks.results import Line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

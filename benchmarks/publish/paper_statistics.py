@@ -4,11 +4,11 @@ import math
 import statistics
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import Any
 
 from scipy import stats
 
-Line = dict[str, Any]
+from benchmarks.results import Line
+
 Cell = tuple[str, str]  # method, variant
 Cost = Callable[[float, float, float], float]  # of FLOPs, bytes up and bytes down
 

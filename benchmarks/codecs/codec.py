@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tables
 import torch
-from federation import Run, do, run_all
 from flwr.app import Message, MessageType
 from safetensors.torch import load_file, save_file
-from tables import Row
 
+from benchmarks import results
+from benchmarks.federation import Run, do, run_all
+from benchmarks.machine import machine
+from benchmarks.results import RESULTS, Row
 from fedbt_app.codec.codec import decode, encode
 from fedbt_app.codec.formats import CODECS
 from fedbt_app.config import EMBEDDED, RunConfig
@@ -59,10 +60,10 @@ def main() -> None:
     parser.add_argument("--codecs", nargs="+", choices=CODECS, default=list(WHOLE_RUNS), help="codecs of whole runs")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/codec-benchmark"), help="folder for runs and deltas")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/codec.json"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "codec.json")
     parser.add_argument("--force", action="store_true", help="measure again what is there")
     options = parser.parse_args()
-    rows = {} if options.force else tables.load(options.output, KEYS)
+    rows = {} if options.force else results.load(options.output, KEYS)
     runs = [
         _run(options, scenario, codec, seed)
         for seed in options.seeds
@@ -71,15 +72,17 @@ def main() -> None:
         if rows.get((scenario, codec, seed), {}).get("final") is None
     ]
     for count, (run, report) in enumerate(run_all(runs, options.processes, _do), 1):
-        tables.store(options.output, [tables.load(options.output, KEYS).get(run.key, {}) | _outcome(run, report)], KEYS)
+        results.store(
+            options.output, [results.load(options.output, KEYS).get(run.key, {}) | _outcome(run, report)], KEYS
+        )
         print(f"{count} of {len(runs)}: {run.key}: {report['final']}", file=sys.stderr)
     for scenario, seed in ((scenario, seed) for scenario in options.scenarios for seed in options.seeds):
         folder = _run(options, scenario, "float32", seed).folder / DELTAS
         if folder.is_dir():  # kept by the run above, or by an earlier one
-            done = tables.load(options.output, KEYS)
+            done = results.load(options.output, KEYS)
             measured = _measure(folder, scenario, seed)
-            tables.store(options.output, [done.get(_key(row), {}) | row for row in measured], KEYS)
-    print_table(list(tables.load(options.output, KEYS).values()))
+            results.store(options.output, [done.get(_key(row), {}) | row for row in measured], KEYS)
+    print_table(list(results.load(options.output, KEYS).values()))
 
 
 def _key(row: Row) -> tuple[Any, ...]:
@@ -181,7 +184,7 @@ def _measure(folder: Path, scenario: str, seed: int) -> list[Row]:
     for row in rows:
         for index, name in enumerate(("encode_mb_per_s", "decode_mb_per_s")):
             row[name] = megabytes / statistics.median(pair[index] for pair in seconds[row["codec"]])
-    return [row | tables.machine() for row in rows]
+    return [row | machine() for row in rows]
 
 
 def relative_error(sent: Sequence[Tensors], received: Sequence[Tensors]) -> float:

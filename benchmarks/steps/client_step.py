@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tables
-import variants
-import workload
-from tables import KEYS, Row
-from variants import METHODS, Part
-from workload import ARCHITECTURES, BATCH, LENGTH, TASKS, Setting, Work, Workload
-
+from benchmarks import results, workload
+from benchmarks.machine import machine
+from benchmarks.results import RESULTS, ROOT, Row
+from benchmarks.steps import tables, variants
+from benchmarks.steps.tables import KEYS
+from benchmarks.steps.variants import METHODS, Part
+from benchmarks.workload import ARCHITECTURES, BATCH, LENGTH, TASKS, Setting, Work, Workload
 from fedbt_app.costs.cost_model import StepShape
 from fedbt_app.costs.meter import FlopMeter
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--raw", type=Path, help="folder with train.jsonl.gz: its texts' lengths are the real ones")
     parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/client_step.json"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "client_step.json")
     only = "only the table of whole rounds, or all but it; both tables if not given"
     parser.add_argument("--round", action=argparse.BooleanOptionalAction, default=None, help=only)
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)  # the rest is for processes of our own
@@ -53,7 +53,7 @@ def main() -> None:
         method, task, depth, moment = options.peak
         print(json.dumps(_peak(options, method, task, int(depth), moment)))
     elif options.whole_round:
-        import client_round  # brings Flower: not for the memory of a step
+        from benchmarks.steps import client_round  # brings Flower: not for the memory of a step
 
         method, task, depth, began = options.whole_round
         setting = Setting(options.checkpoint, task, options.precision == "bf16")
@@ -73,10 +73,10 @@ def _both_tables(options: argparse.Namespace) -> None:
             for length in options.lengths:
                 rows += _with_ratios(_compare(options, task, length, peaks))
                 gc.collect()  # a task's models go before the next task's come
-                tables.store(options.output, rows)
+                results.store(options.output, rows, KEYS)
         tables.print_steps(rows)
     if options.round is not False and (rows := _rounds(options)):
-        tables.store(options.output.with_name("client_round.json"), rows)
+        results.store(options.output.with_name("client_round.json"), rows, KEYS)
         tables.print_rounds(rows)
 
 
@@ -138,7 +138,7 @@ def _compare(options: argparse.Namespace, task: str, length: str, peaks: "_Peaks
             "batch_lengths": [LENGTH] if own[0].part.padded else [work.batch.shape[1] for work in load.works],
             "repetitions": options.repetitions,
         }
-        rows.append(row | tables.machine())
+        rows.append(row | machine())
     return rows
 
 
@@ -212,14 +212,15 @@ def _rounds(options: argparse.Namespace) -> list[Row]:
             print(f"whole round: {task}, {method}", file=sys.stderr)
             seconds = _in_process(options, "--whole-round", method, task, str(depth), str(time.time()))
             variant = (options.arch, task, method, depth, str(LENGTH), options.precision)
-            rows.append(dict(zip(KEYS, variant, strict=True)) | {"seconds": seconds} | tables.machine())
+            rows.append(dict(zip(KEYS, variant, strict=True)) | {"seconds": seconds} | machine())
     return rows
 
 
 def _in_process(options: argparse.Namespace, *arguments: str) -> Any:
     fixed = ["--arch", options.arch, "--precision", options.precision, "--checkpoint", str(options.checkpoint)]
-    command = [sys.executable, __file__, *fixed, *arguments]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    command = [sys.executable, "-m", "benchmarks.steps.client_step", *fixed, *arguments]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _quiet() -> None:

@@ -6,30 +6,23 @@ cell's or the table's, makes a variant of it with each entry; `tuned-by` names t
 method gives a cell the settings to tune. `[[downstream]]` are runs on the model that a cell has made.
 """
 
-import fcntl
 import itertools
-import json
-import os
 import tomllib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from tables import cpu
-
+from benchmarks.machine import cpu
+from benchmarks.results import KEY, Key, Line
 from fedbt_app.config import defaults
 from fedbt_app.errors import FedBTError
 from fedbt_app.model.device import pick_device, use_bfloat16
 from fedbt_app.tasks.tasks import PRIMARY_METRIC
 
-KEY = ("table", "dataset", "method", "variant", "seed")
 LOWER_IS_BETTER = {"loss"}
 MADE = "made by this cell"  # the model of a later run
-
-Line = dict[str, Any]
-Key = tuple[str, str, str, str, int]
 
 
 @dataclass(frozen=True)
@@ -77,36 +70,6 @@ class Job:
 
 
 # Lines --------------------------------------------------------------------------------------------------------
-
-
-def read_lines(path: Path) -> dict[Key, Line]:
-    """Return the finished cells by table, data set, method, variant and seed."""
-    if not path.exists():
-        return {}
-    lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
-    return {key_of(line): line for line in lines}
-
-
-def add_lines(path: Path, new: Iterable[Line]) -> None:
-    """Add finished cells, in place of those that were there; the file is whole at any time, whoever else adds."""
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # not the file: that is another one after each replacement
-        lines = read_lines(path) | {key_of(line): line for line in new}
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines.values())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        os.close(folder)
-
-
-def key_of(line: Line) -> Key:
-    """Return what the line is about."""
-    table, dataset, method, variant, seed = (line[name] for name in KEY)
-    return table, dataset, method, variant, seed
 
 
 def not_default(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,7 +150,9 @@ def _tuned(table: str, dataset: str, method: str, done: Mapping[Key, Line]) -> d
     """Return the tried settings that gave the best validation score."""
     own = [line for key, line in done.items() if key[:3] == (table, dataset, method)]
     if not own:
-        raise FedBTError(f"table {table} has no line for {method} on {dataset}: run `paper.py {table}` first")
+        raise FedBTError(
+            f"table {table} has no line for {method} on {dataset}: run `python -m benchmarks.paper {table}` first"
+        )
     return dict(best(own)["tried"])
 
 

@@ -1,7 +1,7 @@
 """Run the paper's tables: the cells that benchmarks/results/paper.jsonl does not have yet, or with other settings.
 
-    python benchmarks/paper.py finetune-tuning finetune --data FOLDER
-    python benchmarks/paper.py finetune-tuning finetune --data FOLDER --set model=bert-base-uncased --output base.jsonl
+    python -m benchmarks.paper finetune-tuning finetune --data FOLDER
+    python -m benchmarks.paper finetune-tuning finetune --data FOLDER --set model=bert-base-uncased --output base.jsonl
 
 Each cell is a whole run of the product in a process of its own, on one thread. It can be stopped at any time.
 """
@@ -17,22 +17,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ablations import ablated
-from cells import KEY, MADE, Job, Key, Line, add_lines, line_of, read_lines, read_table
-from federation import Run, do, run_all
-from students import shallow_student
-
+from benchmarks.federation import Run, do, run_all
+from benchmarks.paper.ablations import ablated
+from benchmarks.paper.cells import MADE, Job, line_of, read_table
+from benchmarks.paper.students import shallow_student
+from benchmarks.results import KEY, PAPER, Key, Line, add_lines, read_lines
 from fedbt_app.config import EMBEDDED, parse_assignment
 from fedbt_app.errors import FedBTError
 
-HERE = Path(__file__).resolve().parent
-TABLES = HERE / "paper"
-RESULTS = HERE / "results" / "paper.jsonl"
+TABLES = Path(__file__).resolve().parent
 
 
 def main() -> None:
     """Parse the command line and run what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.paper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("tables", nargs="+", choices=sorted(path.stem for path in TABLES.glob("*.toml")))
     parser.add_argument("--data", type=Path, required=True, help="folder with one folder for each data set")
     parser.add_argument("--models", type=Path, help="folder with the models that tables name by folder")
@@ -42,17 +42,17 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings to change in every cell")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/paper"), help="folder for the runs")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=PAPER)
     parser.add_argument("--force", action="store_true", help="run again what is there")
     parser.add_argument("--list", action="store_true", help="only say what there is to do")
     options = parser.parse_args()
-    if options.set and options.output.resolve() == RESULTS:
+    if options.set and options.output.resolve() == PAPER:
         parser.error("--set changes what the lines of the default --output are about: name another file")
     try:
         for table in options.tables:
             _run_table(table, options)
     except FedBTError as error:
-        sys.exit(f"paper.py: error: {error}")
+        sys.exit(f"benchmarks.paper: error: {error}")
 
 
 def _run_table(table: str, options: argparse.Namespace) -> None:
@@ -154,7 +154,3 @@ def _data(data: Path, name: str, split: str, folder: Path) -> Path:
         if not file.name.startswith("test"):
             (reduced / file.name).symlink_to(file)
     return reduced
-
-
-if __name__ == "__main__":
-    main()

@@ -3,14 +3,13 @@
 import statistics
 from collections.abc import Callable, Sequence
 
-from marks import table
-from paper_statistics import (
+from benchmarks.publish.marks import table
+from benchmarks.publish.paper_statistics import (
     BASE,
     COSTS,
     MARGIN,
     NO_SHARES,
     REFERENCE,
-    Line,
     cell_of,
     cells_of,
     costs_of,
@@ -30,6 +29,7 @@ from paper_statistics import (
     tflop,
     title_of,
 )
+from benchmarks.results import Line
 
 DATASETS = ("raw_biomed", "chemprot", "ncbi_disease", "bc5cdr")  # in this order, and methods in that of METHODS
 METHODS = ("base", "BERT-C", "BERT-FL", "FedBT", "FedBT-LoRA", "LoRA", "shallow student", "head")

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from variants import SETTINGS, train_round
-from workload import BATCH, LENGTH, Setting, random_rows
 
+from benchmarks.steps.variants import SETTINGS, train_round
+from benchmarks.workload import BATCH, LENGTH, Setting, random_rows
 from fedbt_app.client.client import synchronise
 from fedbt_app.client.pool import ParameterPool
 from fedbt_app.codec.feedback import encode_with_feedback

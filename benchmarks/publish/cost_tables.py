@@ -2,13 +2,10 @@
 
 import statistics
 from collections.abc import Callable
-from typing import Any
 
-from marks import table
-
+from benchmarks.publish.marks import table
+from benchmarks.results import Row
 from fedbt_app.report.tables import format_bytes, format_flops, format_ratio
-
-Row = dict[str, Any]
 
 STEPS = {
     "full-stock": "full, stock code",

@@ -2,11 +2,11 @@
 
 import sys
 from dataclasses import fields
-from pathlib import Path
 
+from benchmarks.results import ROOT
 from fedbt_app.config import NODE_KEYS, RunConfig, defaults
 
-TARGET = Path(__file__).with_name("config.md")
+TARGET = ROOT / "docs" / "config.md"
 HEAD = """# Configuration
 
 Every key of a run, with its default. Give them as `KEY=VALUE` or `--KEY VALUE` to `fedbt run`, in a TOML file

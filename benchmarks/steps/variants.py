@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from workload import BATCH, LABELS, LENGTH, ROUNDS, Setting, Work, Workload
 
+from benchmarks.workload import BATCH, LABELS, LENGTH, ROUNDS, Setting, Work, Workload
 from fedbt_app.costs.cost_model import StepShape, default_shape, full_plan, round_costs, step_flops, stock_step_flops
 from fedbt_app.costs.meter import FlopMeter
 from fedbt_app.encoders.bert import Architecture

@@ -1,4 +1,4 @@
-"""Ideas for a better codec, on the deltas that benchmarks/codec.py kept: bits per parameter and relative error.
+"""Ideas for a better codec, on the deltas that codec.py kept: bits per parameter and relative error.
 
 Each is the product's own codec with something around it, without error feedback. An idea is worth its code only if
 at the same bits its error is lower. Writes benchmarks/results/codec_ideas.json.
@@ -9,11 +9,12 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import tables
 import torch
-from codec import relative_error
 from safetensors.torch import load_file
 
+from benchmarks import results
+from benchmarks.codecs.codec import relative_error
+from benchmarks.results import RESULTS
 from fedbt_app.codec.codec import decode, encode
 from fedbt_app.tensors import Tensors
 
@@ -25,24 +26,24 @@ def main() -> None:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/codec-benchmark"), help="folder of codec.py's runs")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/codec_ideas.json"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "codec_ideas.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     for scenario in ("classification", "mlm"):
         deltas = [load_file(path) for path in sorted(options.work.glob(f"{scenario}-float32-*/deltas/*.safetensors"))]
         for name, idea in IDEAS.items():
-            results = [idea(delta) for delta in deltas]
+            sent = [idea(delta) for delta in deltas]
             row = {
                 "scenario": scenario,
                 "idea": name,
-                "bits_per_parameter": sum(bits for bits, _ in results) / sum(map(_size, deltas)),
-                "relative_error": relative_error(deltas, [received for _, received in results]),
+                "bits_per_parameter": sum(bits for bits, _ in sent) / sum(map(_size, deltas)),
+                "relative_error": relative_error(deltas, [received for _, received in sent]),
                 "deltas": len(deltas),
             }
             rows.append(row)
             print("| {scenario} | {idea} | {bits_per_parameter:.2f} | {relative_error:.3f} |".format(**row), flush=True)
-    tables.store(options.output, rows, ("scenario", "idea"))
+    results.store(options.output, rows, ("scenario", "idea"))
 
 
 def _size(tensors: Tensors) -> int:

@@ -1,48 +1,10 @@
-"""The benchmark's output: rows in a JSON file, and tables on the terminal."""
+"""The measurements of steps and rounds as tables on the terminal."""
 
-import json
-import os
-import platform
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import torch
+from benchmarks.results import Row
 
-Row = dict[str, Any]
 KEYS = ("arch", "task", "method", "local_depth", "length", "precision")  # what a row is about
-
-
-def machine() -> Row:
-    """Say what was measured on."""
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": cpu()}
-
-
-def cpu() -> str:
-    """Name the processor and what it brings: one and the same name may stand for very different ones."""
-    try:
-        names = [line.split(":")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    except OSError:
-        names = []
-    name = names[0].strip() if names else platform.processor()
-    able = torch.cpu.get_capabilities()  # whether or not the app takes it for the faster one
-    formats = ", bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else ""
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}{formats}"
-
-
-def load(path: Path, keys: Sequence[str] = KEYS) -> dict[tuple[Any, ...], Row]:
-    """Return the stored rows by what each is about; none if there is no file."""
-    there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    return {tuple(row[name] for name in keys): row for row in there}
-
-
-def store(path: Path, rows: Sequence[Row], keys: Sequence[str] = KEYS) -> None:
-    """Write the rows in place of those about the same; all others in the file stay."""
-    merged = load(path, keys) | {tuple(row[name] for name in keys): row for row in rows}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(list(merged.values()), indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def print_steps(rows: list[Row]) -> None:
