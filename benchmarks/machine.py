@@ -15,11 +15,19 @@ def machine() -> Row:
 
 def cpu() -> str:
     """Name the processor and what it brings: one and the same name may stand for very different ones."""
-    try:
-        names = [line.split(":")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    except OSError:
-        names = []
-    name = names[0].strip() if names else platform.processor()
+    described = f"{_name()}, {torch.backends.cpu.get_cpu_capability()}"
     able = torch.cpu.get_capabilities()  # whether or not the app takes it for the faster one
-    formats = ", bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else ""
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}{formats}"
+    if able.get("avx512_bf16") or able.get("amx_bf16"):
+        described += ", bfloat16"
+    return described
+
+
+def _name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    for line in text.splitlines():
+        if "model name" in line:
+            return line.split(":")[1].strip()
+    return platform.processor()

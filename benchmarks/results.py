@@ -3,7 +3,7 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ Row = dict[str, Any]  # a measurement
 Line = dict[str, Any]  # a finished cell of the paper
 Key = tuple[str, str, str, str, int]  # what a line is about, by the names in KEY
 KEY = ("table", "dataset", "method", "variant", "seed")
+LOWER_IS_BETTER = {"loss"}  # metrics
 
 
 # Rows ---------------------------------------------------------------------------------------------------------
@@ -22,17 +23,25 @@ KEY = ("table", "dataset", "method", "variant", "seed")
 
 def load(path: Path, keys: Sequence[str]) -> dict[tuple[Any, ...], Row]:
     """Return the stored rows by what each is about; none if there is no file."""
-    there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    return {tuple(row[name] for name in keys): row for row in there}
+    if not path.exists():
+        return {}
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return {about(row, keys): row for row in stored}
 
 
 def store(path: Path, rows: Sequence[Row], keys: Sequence[str]) -> None:
     """Write the rows in place of those about the same; all others in the file stay."""
-    merged = load(path, keys) | {tuple(row[name] for name in keys): row for row in rows}
+    merged = load(path, keys)
+    merged.update((about(row, keys), row) for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(list(merged.values()), indent=1) + "\n", encoding="utf-8")
     os.replace(partial, path)
+
+
+def about(row: Row, keys: Sequence[str]) -> tuple[Any, ...]:
+    """Return what the row is about."""
+    return tuple(row[name] for name in keys)
 
 
 def rows_of(name: str) -> list[Row]:
@@ -72,3 +81,9 @@ def key_of(line: Line) -> Key:
     """Return what the line is about."""
     table, dataset, method, variant, seed = (line[name] for name in KEY)
     return table, dataset, method, variant, seed
+
+
+def best(lines: Collection[Line]) -> Line:
+    """Return the line with the best score."""
+    pick = min if all(line["metric"] in LOWER_IS_BETTER for line in lines) else max
+    return pick(lines, key=lambda line: line["value"])

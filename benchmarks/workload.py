@@ -21,10 +21,15 @@ from fedbt_app.model.weights import ModelSpec, Weights, new_tensors
 from fedbt_app.parts import HEAD
 from fedbt_app.plan import RoundPlan, frozen_prefix, plan_round
 from fedbt_app.tasks.tasks import IGNORED, Batch, Collator, SpecialTokens
+from fedbt_app.tensors import Tensors
 from fedbt_app.training import train
 from fedbt_app.training.prefix_cache import PrefixCache
 
-BATCH, LENGTH, ROUNDS, QUANTILES, SAMPLED_ROWS = 8, 128, 10, 4, 4000
+BATCH = 8
+LENGTH = 128
+ROUNDS = 10
+QUANTILES = 4
+SAMPLED_ROWS = 4000
 TASKS = ("mlm", "classification", "ner")
 ARCHITECTURES = {  # with the number of attention heads
     "bert-base": (PRESETS["bert-base"], 12),
@@ -49,7 +54,11 @@ class Setting:
         spec = ModelSpec(self.task, self.labels)
         bare = Weights(Checkpoint(self.folder), lambda _: {}, spec)
         head = new_tensors(bare.lacking(HEAD), seed=1)
-        return replace(bare, held=lambda part: head if part == HEAD else {})
+
+        def held(part: str) -> Tensors:
+            return head if part == HEAD else {}
+
+        return replace(bare, held=held)
 
     @property
     def arch(self) -> Architecture:
@@ -59,7 +68,9 @@ class Setting:
     @property
     def labels(self) -> tuple[str, ...]:
         """The label set; empty for mlm."""
-        return () if self.task == "mlm" else LABELS
+        if self.task == "mlm":
+            return ()
+        return LABELS
 
     @property
     def collator(self) -> Collator:
@@ -69,7 +80,9 @@ class Setting:
     def local_depths(self, method: str) -> tuple[int, ...]:
         """Depths to measure: in pre-training half the blocks and a third, else all of them."""
         depth = self.arch.depth
-        return (depth // 2, depth // 3) if self.task == "mlm" and method.startswith("fedbt") else (depth,)
+        if self.task == "mlm" and method.startswith("fedbt"):
+            return depth // 2, depth // 3
+        return (depth,)
 
     def schedule(self, local_depth: int) -> list[RoundPlan]:
         """Return FedBT's plans of all rounds."""
@@ -84,8 +97,12 @@ class Setting:
 
     def open_cache(self, folder: Path, rows: Sequence[Any]) -> PrefixCache | None:
         """Open the frozen-prefix cache as a client does: there is none in pre-training."""
-        depth = 0 if self.task == "mlm" else frozen_prefix("fedbt", self.task, self.arch.depth, 0, ROUNDS)
-        base = f"{self.weights.checkpoint.fingerprint(self.task)} bf16={self.bfloat16}" if depth else ""
+        depth = 0
+        base = ""
+        if self.task != "mlm":
+            depth = frozen_prefix("fedbt", self.task, self.arch.depth, 0, ROUNDS)
+        if depth:
+            base = f"{self.weights.checkpoint.fingerprint(self.task)} bf16={self.bfloat16}"
         return PrefixCache.open(folder, depth, rows, self.arch.hidden, base, budget=1 << 40)
 
 
@@ -133,9 +150,9 @@ def real_lengths(raw: Path | None) -> list[int]:
             texts = [json.loads(line)["text"] for line in lines]
     chosen = np.random.default_rng(0).permutation(len(texts))[:SAMPLED_ROWS]
     tokenizer = Checkpoint(find_model(EMBEDDED)).tokenizer()
-    return [
-        len(ids) for ids in tokenizer([texts[row] for row in chosen], truncation=True, max_length=LENGTH)["input_ids"]
-    ]
+    sampled = [texts[row] for row in chosen]
+    pieces = tokenizer(sampled, truncation=True, max_length=LENGTH)["input_ids"]
+    return [len(ids) for ids in pieces]
 
 
 def random_rows(lengths: Sequence[int]) -> list[dict[str, Any]]:
@@ -153,21 +170,27 @@ def random_rows(lengths: Sequence[int]) -> list[dict[str, Any]]:
 def make(setting: Setting, lengths: Sequence[int]) -> Workload:
     """Batch rows of these lengths as training does, and pick evenly spaced quantiles of the batches' lengths."""
     rows = random_rows(lengths)
-    made = train.batches(rows, setting.collator, BATCH, np.random.default_rng(0))
-    whole = sorted((one for one in made if len(one.rows) == BATCH), key=lambda one: one.shape[1])
+    batches = train.batches(rows, setting.collator, BATCH, np.random.default_rng(0))
+    whole = [batch for batch in batches if len(batch.rows) == BATCH]
+    whole.sort(key=lambda batch: batch.shape[1])
     count = min(QUANTILES, len(whole))
     picked = [whole[int((index + 0.5) * len(whole) / count)] for index in range(count)]
-    return Workload(rows, [Work(one, _dense(setting.task, one)) for one in picked])
+    return Workload(rows, [Work(batch, _dense(setting.task, batch)) for batch in picked])
 
 
 def _dense(task: str, batch: Batch) -> dict[str, torch.Tensor]:
     def widened(values: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.pad(values, (0, LENGTH - values.shape[1]))
 
-    present = torch.ones_like(batch.input_ids, dtype=torch.bool) if batch.mask is None else batch.mask
-    labels = torch.full((BATCH, LENGTH), IGNORED).scatter(1, batch.positions, batch.labels)
+    present = batch.mask
+    if present is None:
+        present = torch.ones_like(batch.input_ids, dtype=torch.bool)
+    if task == "classification":
+        labels = batch.labels[:, 0]
+    else:
+        labels = torch.full((BATCH, LENGTH), IGNORED).scatter(1, batch.positions, batch.labels)
     return {
         "input_ids": widened(batch.input_ids),
         "attention_mask": widened(present.long()),
-        "labels": batch.labels[:, 0] if task == "classification" else labels,
+        "labels": labels,
     }

@@ -5,10 +5,9 @@ the local model, l the trained block. Source of the method: Wang et al., Journal
 names of its ablations stand for is inferred.
 """
 
-import contextlib
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -25,13 +24,15 @@ from fedbt_app.parts import HEAD
 from fedbt_app.plan import RoundPlan
 from fedbt_app.server import strategy
 from fedbt_app.training import train
+from fedbt_app.training.optimizer import Optimizer, TrainSettings
 
 Change = Callable[[RoundPlan, int, np.random.Generator], RoundPlan]
 
 
-def _with_above(plan_: RoundPlan, above: Any) -> RoundPlan:
+def _with_above(plan_: RoundPlan, above: Iterable[int]) -> RoundPlan:
+    """Put these blocks above the trained one."""
     kept = plan_.local_blocks[: plan_.trained_blocks[0] + 1]
-    return replace(plan_, local_blocks=kept + tuple(map(int, above)))
+    return replace(plan_, local_blocks=(*kept, *map(int, above)))
 
 
 def _all_local(plan_: RoundPlan, depth: int, rng: np.random.Generator) -> RoundPlan:
@@ -42,13 +43,14 @@ def _all_local(plan_: RoundPlan, depth: int, rng: np.random.Generator) -> RoundP
 
 def _without_progress(plan_: RoundPlan, depth: int, rng: np.random.Generator) -> RoundPlan:
     """Train block 0 in every round."""
-    above = rng.integers(1, depth, size=len(plan_.local_blocks) - 1)
-    return replace(plan_, trained_blocks=(0,), local_blocks=(0, *sorted(map(int, above))))
+    above = sorted(map(int, rng.integers(1, depth, size=len(plan_.local_blocks) - 1)))
+    return replace(plan_, trained_blocks=(0,), local_blocks=(0, *above))
 
 
 def _without_mapping(plan_: RoundPlan, depth: int, rng: np.random.Generator) -> RoundPlan:
     """Put the drawn blocks above l in random order, not in that of the global model."""
-    return _with_above(plan_, rng.permutation(plan_.local_blocks[plan_.trained_blocks[0] + 1 :]))
+    above = plan_.local_blocks[plan_.trained_blocks[0] + 1 :]
+    return _with_above(plan_, rng.permutation(above))
 
 
 def _without_sampling(plan_: RoundPlan, depth: int, rng: np.random.Generator) -> RoundPlan:
@@ -60,15 +62,19 @@ def _distinct(plan_: RoundPlan, depth: int, rng: np.random.Generator) -> RoundPl
     """Draw the blocks above l without replacement."""
     first = plan_.trained_blocks[0] + 1
     size = len(plan_.local_blocks) - first
-    return _with_above(plan_, sorted(rng.choice(np.arange(first, depth), size, replace=False)))
+    drawn = rng.choice(np.arange(first, depth), size, replace=False)
+    return _with_above(plan_, sorted(drawn))
 
 
 def _distinct_with_last(plan_: RoundPlan, depth: int, rng: np.random.Generator) -> RoundPlan:
     """Draw the blocks above l without replacement, the last block always among them."""
     first = plan_.trained_blocks[0] + 1
-    if not (size := len(plan_.local_blocks) - first):
+    size = len(plan_.local_blocks) - first
+    if size == 0:
         return plan_
-    return _with_above(plan_, [*sorted(rng.choice(np.arange(first, depth - 1), size - 1, replace=False)), depth - 1])
+    last = depth - 1
+    drawn = rng.choice(np.arange(first, last), size - 1, replace=False)
+    return _with_above(plan_, [*sorted(drawn), last])
 
 
 def _with_embeddings(plan_: RoundPlan, depth: int, rng: np.random.Generator) -> RoundPlan:
@@ -86,58 +92,78 @@ ABLATIONS: dict[str, Change] = {
     "with-embeddings": _with_embeddings,
 }
 
-
-REDRAWN, HEAD_RATE, BLOCK_RATES = "redrawn-every-step", "head-rate", "block-rates"
+REDRAWN = "redrawn-every-step"
+HEAD_RATE = "head-rate"
+BLOCK_RATES = "block-rates"
 NAMES = (*ABLATIONS, REDRAWN, HEAD_RATE, BLOCK_RATES)
 
 
 @contextmanager
 def ablated(name: str) -> Iterator[None]:
     """Run with this ablation, one of NAMES; an empty name changes nothing."""
+    with _change(name):
+        yield
 
-    def changed(method: str, task: str, depth: int, *others: Any) -> RoundPlan:
+
+def _change(name: str) -> AbstractContextManager[Any]:
+    if name == "":
+        return nullcontext()
+    if name == REDRAWN:
+        return _redrawn()
+    if name == HEAD_RATE:
+        return _rates(_head_rate)
+    if name == BLOCK_RATES:
+        return _rates(_block_rate)
+    return patch.object(strategy, "plan_round", _planned_by(ABLATIONS[name]))
+
+
+def _planned_by(change: Change) -> Callable[..., RoundPlan]:
+    """Return `plan_round` with this change to what it returns."""
+
+    def plan_changed_round(method: str, task: str, depth: int, *others: Any) -> RoundPlan:
         made = plan.plan_round(method, task, depth, *others)
         _, _, round_, seed, client_, *_ = others
-        return ABLATIONS[name](made, depth, np.random.default_rng([seed, zlib.crc32(client_.encode()), round_, 1]))
+        rng = np.random.default_rng([seed, zlib.crc32(client_.encode()), round_, 1])
+        return change(made, depth, rng)
 
-    with contextlib.ExitStack() as changes:
-        if name == REDRAWN:
-            changes.enter_context(_redrawn())
-        elif name in (HEAD_RATE, BLOCK_RATES):
-            changes.enter_context(_rates(_head_rate if name == HEAD_RATE else _block_rate))
-        elif name:
-            changes.enter_context(patch.object(strategy, "plan_round", changed))
-        yield
+    return plan_changed_round
 
 
 def _head_rate(name: str, last: int) -> float:
     """Train the head at ten times the learning rate."""
-    return 10.0 if part_of(name) == HEAD else 1.0
+    if part_of(name) == HEAD:
+        return 10.0
+    return 1.0
 
 
 def _block_rate(name: str, last: int) -> float:
     """Halve the learning rate from block to block, from the last one down (as ULMFiT does, Howard and Ruder 2018)."""
     if not name.startswith("bert.encoder.layer."):
         return 1.0
-    return 0.5 ** (last - int(name.split(".")[3]))
+    block = int(name.split(".")[3])
+    return float(0.5 ** (last - block))
 
 
 @contextmanager
 def _rates(rate: Callable[[str, int], float]) -> Iterator[None]:
     """Train each tensor at the learning rate times `rate(name, index of the last block)`."""
-    real_run, real_optimizer = train.run, train.Optimizer
+    real_run = train.run
 
-    def run(local: LocalModel, rows: Any, collator: Any, settings: train.TrainSettings, *others: Any) -> Any:
-        class Optimizer(real_optimizer):
-            def __init__(self, parameters: Any, settings: train.TrainSettings) -> None:
+    def run(local: LocalModel, rows: Any, collator: Any, settings: TrainSettings, *others: Any) -> Any:
+        last = local.plan.local_blocks[-1]
+
+        class RatedOptimizer(Optimizer):
+            """The product's optimizer, begun anew for each tensor; the hooks of all are kept."""
+
+            def __init__(self, parameters: Any, settings: TrainSettings) -> None:
                 hooks = []
                 for name, parameter in local.trained.items():
-                    own = settings.learning_rate * rate(name, local.plan.local_blocks[-1])
-                    super().__init__([parameter], replace(settings, learning_rate=own))
+                    own_rate = settings.learning_rate * rate(name, last)
+                    super().__init__([parameter], replace(settings, learning_rate=own_rate))
                     hooks += self._hooks
                 self._hooks = hooks
 
-        with patch.object(train, "Optimizer", Optimizer):
+        with patch.object(train, "Optimizer", RatedOptimizer):
             return real_run(local, rows, collator, settings, *others)
 
     with patch.object(train, "run", run):
@@ -150,19 +176,23 @@ def _redrawn() -> Iterator[None]:
 
     A client then holds every block of the global model; its FLOPs stay those of the published plan.
     """
-    real_build, real_backward = local_model.build, train._backward
-    banks: dict[int, Any] = {}
+    real_build = local_model.build
+    real_backward = train._backward
+    banks: dict[int, Any] = {}  # all blocks of the global model, of the one local model that there is at a time
     rng = np.random.default_rng(0)
 
     def build(weights: Weights, made: RoundPlan, *where: Any) -> LocalModel:
         local = real_build(weights, made, *where)
         banks.clear()
-        banks[id(local)] = real_build(weights, whole_plan(weights), *where).module.bert.encoder.layer
+        whole = real_build(weights, whole_plan(weights), *where)
+        banks[id(local)] = whole.module.bert.encoder.layer
         return local
 
     def backward(local: LocalModel, *step: Any) -> Any:
-        bank, first = banks[id(local)], local.plan.trained_blocks[0] + 1
-        drawn = np.sort(rng.integers(first, len(bank), size=len(local.plan.local_blocks) - first))
+        bank = banks[id(local)]
+        first = local.plan.trained_blocks[0] + 1
+        size = len(local.plan.local_blocks) - first
+        drawn = np.sort(rng.integers(first, len(bank), size=size))
         for position, block in enumerate(drawn, first):
             local.module.bert.encoder.layer[position] = bank[int(block)]
         return real_backward(local, *step)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from paper_lines import line
 
 from benchmarks.paper import ablations, cells, runner, students
+from benchmarks.paper.tables import read_table
 from benchmarks.results import Key, add_lines, key_of, read_lines
 from fedbt_app.config import APP_DIR, RunConfig, defaults
 from fedbt_app.errors import FedBTError
@@ -30,7 +31,7 @@ TABLES = sorted((APP_DIR / "benchmarks" / "paper").glob("*.toml"))
 @pytest.fixture(scope="module")
 def tuned() -> dict[Key, dict[str, Any]]:
     """Return lines as the tables of settings to tune would give."""
-    jobs = [job for path in TABLES if path.stem.endswith("-tuning") for job in cells.read_table(path, {})]
+    jobs = [job for path in TABLES if path.stem.endswith("-tuning") for job in read_table(path, {})]
     names = ("table", "dataset", "method", "variant", "seed")
     lines = [line(**dict(zip(names, key, strict=True))) for job in jobs for key in job.keys]  # type: ignore[arg-type]
     return {key_of(one): one for one in lines}
@@ -38,7 +39,7 @@ def tuned() -> dict[Key, dict[str, Any]]:
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_a_table_gives_runs_that_the_product_accepts(path: Path, tuned: dict[Key, dict[str, Any]]) -> None:
-    for job in cells.read_table(path, tuned):
+    for job in read_table(path, tuned):
         assert not job.ablation or job.ablation in ablations.NAMES
         for stage in job.own_stages:
             RunConfig.load(defaults() | stage.settings | {"dataset": "x", "min-clients": stage.clients})
@@ -48,7 +49,7 @@ def test_a_table_gives_runs_that_the_product_accepts(path: Path, tuned: dict[Key
 def test_a_stored_line_was_run_with_the_settings_that_its_table_gives(path: Path) -> None:
     done = read_lines()
     own = {key for key in done if key[0] == path.stem}
-    jobs = cells.read_table(path, done, {"method": {key[2] for key in own}})
+    jobs = read_table(path, done, {"method": {key[2] for key in own}})
     there = [job for job in jobs if own.issuperset(job.keys)]
     assert {key for job in there for key in job.keys} == own
     assert [job.keys[0] for job in there if not job.is_done(done)] == []
@@ -76,11 +77,11 @@ def test_a_cell_takes_the_settings_that_were_best_on_validation(tmp_path: Path) 
     tried = [
         line("head", value, table="tuning", variant=f"v{value}", tried={"learning-rate": value}) for value in (0.1, 0.3)
     ]
-    jobs = cells.read_table(path, {key_of(one): one for one in tried})
+    jobs = read_table(path, {key_of(one): one for one in tried})
     assert [job.seed for job in jobs] == [1, 2]
     assert jobs[0].stages[0].settings["learning-rate"] == 0.3
     with pytest.raises(FedBTError, match=r"run `python -m benchmarks\.paper tuning` first"):
-        cells.read_table(path, {})
+        read_table(path, {})
 
 
 def test_a_cell_runs_on_the_data_sets_that_it_names_or_on_all(tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_a_cell_runs_on_the_data_sets_that_it_names_or_on_all(tmp_path: Path) ->
         '[datasets.letters.settings]\ntask = "mlm"\n[[cells]]\nmethod = "FedBT"\n'
         '[[cells]]\nmethod = "FedBT"\nvariant = "wide"\ndatasets = ["notes"]\n'
     )
-    about = [(job.variant, job.stages[0].dataset) for job in cells.read_table(path, {})]
+    about = [(job.variant, job.stages[0].dataset) for job in read_table(path, {})]
     assert about == [("", "notes"), ("", "letters"), ("wide", "notes")]
 
 
