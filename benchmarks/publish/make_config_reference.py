@@ -27,11 +27,19 @@ def text() -> str:
     rows = []
     for spec in fields(RunConfig):
         name = spec.name.replace("_", "-")
+        meaning = spec.metadata["doc"]
         choices = spec.metadata["choices"]
-        meaning = spec.metadata["doc"] + (f" One of {', '.join(f'`{one}`' for one in choices)}." if choices else "")
-        shown = str(values[name]).lower() if isinstance(values[name], bool) else str(values[name])
-        rows.append(f"| `{name}` | {f'`{shown}`' if shown else ''} | {meaning} |\n")
+        if choices:
+            meaning += f" One of {', '.join(map(_code, choices))}."
+        default = str(values[name])
+        if isinstance(values[name], bool):
+            default = default.lower()  # as TOML has it
+        rows.append(f"| {_code(name)} | {_code(default)} | {meaning} |\n")
     return HEAD + "".join(rows) + TAIL
+
+
+def _code(text: str) -> str:
+    return text and f"`{text}`"
 
 
 if __name__ == "__main__":

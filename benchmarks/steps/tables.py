@@ -6,32 +6,55 @@ from benchmarks.results import Row
 
 KEYS = ("arch", "task", "method", "local_depth", "length", "precision")  # what a row is about
 
+STEP_HEADS = (
+    "task",
+    "length",
+    "method",
+    "blocks",
+    "GFLOP",
+    "of stock",
+    "of same",
+    "seconds",
+    "min - max",
+    "of stock",
+    "of same",
+    "peak MB",
+    "of stock",
+)
+
 
 def print_steps(rows: list[Row]) -> None:
     """Print the table of training steps."""
-    heads = ("task", "length", "method", "blocks", "GFLOP", "of stock", "of same", "seconds", "min - max")
-    lines = [
-        (
-            *(row["task"], row["length"], row["method"], str(row["local_depth"]), f"{row['train_flops'] / 1e9:.2f}"),
-            *(_percent(row["ratio_flops_stock"]), _percent(row["ratio_flops_same"])),
-            *(f"{row['seconds']:.3f}", f"{row['seconds_min']:.3f} - {row['seconds_max']:.3f}"),
-            *(_percent(row["ratio_seconds_stock"]), _percent(row["ratio_seconds_same"])),
-            *(f"{row['peak_memory_bytes'] / 1e6:.0f}", _percent(row["ratio_memory_stock"])),
-        )
-        for row in rows
-    ]
     title = f"One training step: {rows[0]['arch']}, {rows[0]['precision']}"
-    _print(title, (*heads, "of stock", "of same", "peak MB", "of stock"), lines)
+    _print(title, STEP_HEADS, [_step_line(row) for row in rows])
+
+
+def _step_line(row: Row) -> list[str]:
+    return [
+        row["task"],
+        row["length"],
+        row["method"],
+        str(row["local_depth"]),
+        f"{row['train_flops'] / 1e9:.2f}",
+        _percent(row["ratio_flops_stock"]),
+        _percent(row["ratio_flops_same"]),
+        f"{row['seconds']:.3f}",
+        f"{row['seconds_min']:.3f} - {row['seconds_max']:.3f}",
+        _percent(row["ratio_seconds_stock"]),
+        _percent(row["ratio_seconds_same"]),
+        f"{row['peak_memory_bytes'] / 1e6:.0f}",
+        _percent(row["ratio_memory_stock"]),
+    ]
 
 
 def print_rounds(rows: list[Row]) -> None:
     """Print the table of whole rounds."""
-    phases = tuple(rows[0]["seconds"])
-    lines = [
-        (row["task"], row["method"], str(row["local_depth"]), *(f"{row['seconds'][phase]:.2f}" for phase in phases))
-        for row in rows
-    ]
-    heads = ("task", "method", "blocks", *(phase.replace("_", " ") for phase in phases))
+    phases = list(rows[0]["seconds"])
+    lines = []
+    for row in rows:
+        seconds = [f"{row['seconds'][phase]:.2f}" for phase in phases]
+        lines.append([row["task"], row["method"], str(row["local_depth"]), *seconds])
+    heads = ["task", "method", "blocks", *(phase.replace("_", " ") for phase in phases)]
     _print(f"A client's round, seconds: {rows[0]['arch']}, {rows[0]['precision']}", heads, lines)
 
 
