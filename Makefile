@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # The CPU build of torch, from any index that offers one; a GPU machine sets TORCH to its own build (README).
 TORCH  ?= torch==2.13.0
 
-.PHONY: env demo deploy-demo test test-deployment lint docs results bench stop clean
+.PHONY: env demo deploy-demo test test-deployment lint docs results bench style stop clean
 
 env: $(VENV)/.ready
 
@@ -48,6 +48,10 @@ results: env
 
 bench: env
 	$(BIN)/python -m benchmarks.steps.client_step
+
+# How airy the code is: tokens a line, conditional expressions, names, longest modules.
+style: env
+	$(BIN)/python -m benchmarks.publish.measure_style
 
 stop:
 	-pkill -f "flower-superlink.*--simulation"

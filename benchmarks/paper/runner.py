@@ -120,7 +120,7 @@ def _expected_seconds(key: Key, done: Mapping[Key, Line]) -> float:
     for depth in (4, 2, 1, 0):
         known = [line["wall_seconds"] for other, line in done.items() if other[:depth] == key[:depth]]
         if known:
-            return statistics.mean(known)
+            return float(statistics.mean(known))
     return 0.0
 
 

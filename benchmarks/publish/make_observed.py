@@ -14,9 +14,13 @@ def faults(book: dict[str, dict[str, Any]]) -> str:
     """Return one row a fault."""
     rows = ["| fault | observed | recovery | what the log says |", "|---|---|---|---|"]
     for fault, seen in book.items():
-        seconds = f"{seen['seconds']} s" if seen["seconds"] else ""
-        line = f"`` {seen['log']} ``" if seen["log"] else ""  # it may hold a single backtick
-        rows.append(f"| {fault} | {seen['outcome']} | {seconds} | {line} |")
+        recovery = ""
+        if seen["seconds"]:
+            recovery = f"{seen['seconds']} s"
+        line = ""
+        if seen["log"]:
+            line = f"`` {seen['log']} ``"  # it may hold a single backtick
+        rows.append(f"| {fault} | {seen['outcome']} | {recovery} | {line} |")
     return "\n".join(rows)
 
 
@@ -31,9 +35,8 @@ def wire(seen: dict[str, Any]) -> str:
         f"the app's code, once to each of {seen['nodes']} nodes": seen["app_code_bytes"],
     }
     rows = [f"| {what} | {size / 1e6:.2f} MB | {size / total * 100:.2f} % |" for what, size in parts.items()]
-    return "\n".join(
-        ["| what | both ways | share |", "|---|---|---|", *rows, f"| on the wire | {total / 1e6:.2f} MB | 100 % |"]
-    )
+    head = ["| what | both ways | share |", "|---|---|---|"]
+    return "\n".join([*head, *rows, f"| on the wire | {total / 1e6:.2f} MB | 100 % |"])
 
 
 def main() -> None:
