@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo deploy-demo test test-deployment lint docs results bench stop clean
+.PHONY: help env demo deploy-demo test test-deployment lint docs results bench style stop clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,22 +36,25 @@ test: env ## the tests, but for the slow ones
 # docs/deployment.md. About 25 minutes.
 test-deployment: env ## the slow tests: every fault with real processes; about 25 minutes
 	OBSERVED=tests/deployment/observed.json $(BIN)/python -m pytest -v -m "slow or not slow" tests/deployment
-	$(BIN)/python docs/make_observed.py
+	$(BIN)/python -m benchmarks.publish.make_observed
 
 lint: env ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: env ## docs/config.md from the settings
-	$(BIN)/python docs/make_config_reference.py
+docs: env ## docs/config.md and pyproject's table, from the settings
+	$(BIN)/python -m benchmarks.publish.make_config_reference
 
-# The tables and plots of the pages from benchmarks/results/; `benchmarks/paper.py` makes what is in there.
+# `python -m benchmarks.paper` makes what is in benchmarks/results/.
 results: env ## the tables and plots of the pages from the stored results
-	$(BIN)/python docs/make_results.py
+	$(BIN)/python -m benchmarks.publish.make_results
 
 bench: env ## measure the costs of a training step
-	$(BIN)/python benchmarks/client_step.py
+	$(BIN)/python -m benchmarks.steps.client_step
+
+style: env ## how airy the code is: tokens a line, conditional expressions, names, longest modules
+	$(BIN)/python -m benchmarks.publish.measure_style
 
 # By its process id: that of the local SuperLink which this checkout's `fedbt run` started.
 stop: ## end this checkout's local SuperLink

@@ -18,7 +18,8 @@ import server_app
 from fedbt_app.config import RunConfig, defaults
 from fedbt_app.wire.local_grid import LocalGrid, simulated
 
-Job, Result = TypeVar("Job"), TypeVar("Result")
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,14 @@ def run_all(runs: Sequence[Job], processes: int, work: Callable[[Job], Result]) 
     # Many clients in turn in one process: keep freed memory. Handed back, the dense gradient of the embeddings would
     # be paged in anew each step, a tenth of BERT-FL's time.
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
-    spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        processes, mp_context=spawned, initializer=_end_with_parent, max_tasks_per_child=1
-    ) as pool:
-        waiting: dict[Future[Result], Job] = {pool.submit(work, one): one for one in runs}
+    pool = ProcessPoolExecutor(
+        processes,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_end_with_parent,
+        max_tasks_per_child=1,
+    )
+    with pool:
+        waiting: dict[Future[Result], Job] = {pool.submit(work, run): run for run in runs}
         try:
             for done in as_completed(waiting):
                 yield waiting[done], done.result()
@@ -60,13 +64,15 @@ def _end_with_parent() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def do(one: Run, grid: type[LocalGrid] = LocalGrid) -> dict[str, Any]:
+def do(run: Run, grid: type[LocalGrid] = LocalGrid) -> dict[str, Any]:
     """Do one run in this process and return its report; the exported model stays, the clients' pools go."""
     torch.set_num_threads(1)
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    pools = one.folder / "pools"
-    values = defaults() | {"output-dir": str(one.folder), "pool-dir": str(pools)} | one.values
+    pools = run.folder / "pools"
+    folders = {"output-dir": str(run.folder), "pool-dir": str(pools)}
+    values = {**defaults(), **folders, **run.values}
+    nodes = grid(client_app.app, values, simulated(run.clients))
     try:
-        return server_app.run(grid(client_app.app, values, simulated(one.clients)), RunConfig.load(values))
+        return server_app.run(nodes, RunConfig.load(values))
     finally:
         shutil.rmtree(pools, ignore_errors=True)

@@ -10,26 +10,35 @@ from typing import Any
 
 import numpy as np
 import torch
-from fedbt_app.tasks.tasks import IGNORED, Batch, Collator, SpecialTokens
 from safetensors.torch import save_file
 
+from fedbt_app.cli.presets import PRESETS
 from fedbt_app.config import EMBEDDED
+from fedbt_app.costs.cost_model import CostModel
 from fedbt_app.data import phenotypes
-from fedbt_app.encoders.bert import PRESETS, Architecture
+from fedbt_app.encoders.architecture import Architecture
 from fedbt_app.model.checkpoint import Checkpoint, find_model
 from fedbt_app.model.local_model import LocalModel, build
 from fedbt_app.model.weights import ModelSpec, Weights, new_tensors
-from fedbt_app.parts import HEAD
-from fedbt_app.plan import RoundPlan, frozen_prefix, plan_round
+from fedbt_app.parts import HEAD, HeadKind
+from fedbt_app.plan import METHODS, PAPER, RoundPlan, RunPlan
+from fedbt_app.tasks import TASKS
+from fedbt_app.tasks.base import IGNORED, Reading, SpecialTokens
+from fedbt_app.tasks.batch import Batch, Collator
+from fedbt_app.tensors import Tensors
 from fedbt_app.training import train
 from fedbt_app.training.prefix_cache import FrozenBlocks, PrefixCache
 
-BATCH, LENGTH, ROUNDS, QUANTILES, SAMPLED_ROWS = 8, 128, 10, 4, 4000
-TASKS = ("mlm", "classification", "ner")
-ARCHITECTURES = {  # with the number of attention heads
-    "bert-base": (PRESETS["bert-base"], 12),
-    "minilm-l6": (PRESETS["minilm-l6"], 12),
-    "tiny": (Architecture(4, 64, 256, 30522), 4),
+BATCH = 8
+LENGTH = 128
+ROUNDS = 10
+QUANTILES = 4
+SAMPLED_ROWS = 4000
+TINY = {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 256}
+ARCHITECTURES = {
+    "bert-base": PRESETS["bert-base"],
+    "minilm-l6": PRESETS["minilm-l6"],
+    "tiny": PRESETS["bert-base"] | TINY,
 }
 LABELS = tuple(f"label-{index}" for index in range(13))
 TOKENS = SpecialTokens(pad=0, mask=103, special=(0, 100, 101, 102, 103), vocabulary=30522)
@@ -46,10 +55,14 @@ class Setting:
     @cached_property
     def weights(self) -> Weights:
         """The checkpoint, with a new head where it has none for the task."""
-        spec = ModelSpec(self.task, self.labels)
+        spec = ModelSpec(TASKS[self.task], self.labels)
         bare = Weights(Checkpoint(self.folder), lambda _: {}, spec)
         head = new_tensors(bare.lacking(HEAD), seed=1)
-        return replace(bare, held=lambda part: head if part == HEAD else {})
+
+        def held(part: str) -> Tensors:
+            return head if part == HEAD else {}
+
+        return replace(bare, held=held)
 
     @property
     def arch(self) -> Architecture:
@@ -57,54 +70,58 @@ class Setting:
         return self.weights.checkpoint.architecture
 
     @property
+    def costs(self) -> CostModel:
+        """What its steps cost by formula."""
+        return CostModel(self.arch, TASKS[self.task], len(self.labels))
+
+    @property
+    def plan(self) -> RunPlan:
+        """FedBT in the published order."""
+        return RunPlan(METHODS["fedbt"], TASKS[self.task], self.arch.depth, ROUNDS, PAPER)
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The label set; empty for mlm."""
-        return () if self.task == "mlm" else LABELS
+        if self.task == "mlm":
+            return ()
+        return LABELS
 
     @property
     def collator(self) -> Collator:
         """Makes batches of the task."""
-        return Collator(self.task, TOKENS, self.labels)
+        return Collator(TASKS[self.task], Reading(TOKENS, self.labels))
 
     def local_depths(self, method: str) -> tuple[int, ...]:
         """Depths to measure: in pre-training half the blocks and a third, else all of them."""
         depth = self.arch.depth
-        return (depth // 2, depth // 3) if self.task == "mlm" and method.startswith("fedbt") else (depth,)
+        if self.task == "mlm" and method.startswith("fedbt"):
+            return depth // 2, depth // 3
+        return (depth,)
 
     def schedule(self, local_depth: int) -> list[RoundPlan]:
         """Return FedBT's plans of all rounds."""
-        return [
-            plan_round("fedbt", self.task, self.arch.depth, local_depth, ROUNDS, round_, seed=0, client="client")
-            for round_ in range(ROUNDS)
-        ]
+        return self.plan.rounds("client", local_depth)
 
     def build(self, plan: RoundPlan) -> LocalModel:
         """Build FedBT's local model."""
         return build(self.weights, plan, bfloat16=self.bfloat16)
 
     def open_cache(self, folder: Path, rows: Sequence[Any]) -> PrefixCache | None:
-        """Open the frozen-prefix cache as a client does: there is none in pre-training."""
-        depth = 0 if self.task == "mlm" else frozen_prefix("fedbt", self.task, self.arch.depth, 0, ROUNDS)
-        base = f"{self.weights.checkpoint.fingerprint(self.task)} bf16={self.bfloat16}" if depth else ""
-        return PrefixCache.open(folder, FrozenBlocks(base, depth, self.arch.hidden), rows, budget=1 << 40)
+        """Open the frozen-prefix cache as a client does: there is none in pre-training, which masks anew each time."""
+        if self.task == "mlm":
+            return None
+        fingerprint = self.weights.checkpoint.fingerprint(TASKS[self.task].head)
+        frozen = FrozenBlocks(f"{fingerprint} bf16={self.bfloat16}", self.plan.frozen_prefix(), self.arch.hidden)
+        return PrefixCache.open(folder, frozen, rows, budget=1 << 40)
 
 
 def write_checkpoint(folder: Path, name: str) -> None:
     """Write a BERT of random weights: config.json and model.safetensors."""
-    arch, heads = ARCHITECTURES[name]
-    config = {
-        "model_type": "bert",
-        "num_hidden_layers": arch.depth,
-        "hidden_size": arch.hidden,
-        "num_attention_heads": heads,
-        "intermediate_size": arch.intermediate,
-        "vocab_size": arch.vocabulary,
-        "max_position_embeddings": arch.positions,
-        "type_vocab_size": arch.token_types,
-    }
+    config = ARCHITECTURES[name]
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    pooler = {key: shape for key, shape in arch.head("classification", 0).items() if "pooler" in key}
-    tensors = new_tensors(arch.model("mlm", 0) | pooler, seed=0)
+    arch = Architecture.from_config(config, name)
+    pooler = {key: shape for key, shape in arch.head(HeadKind.SEQUENCE, 0).items() if "pooler" in key}
+    tensors = new_tensors(arch.model(HeadKind.MASKED_LM, 0) | pooler, seed=0)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -127,15 +144,15 @@ class Workload:
 def real_lengths(raw: Path | None) -> list[int]:
     """Return lengths in word pieces of real texts: those of `raw`/train.jsonl.gz, or clinical definitions."""
     if raw is None:
-        texts = [row["text"] for row in phenotypes.rows("classification")["train"]]
+        texts = [row["text"] for row in phenotypes.classified_terms()["train"]]
     else:
         with gzip.open(raw / "train.jsonl.gz", "rt", encoding="utf-8") as lines:
             texts = [json.loads(line)["text"] for line in lines]
     chosen = np.random.default_rng(0).permutation(len(texts))[:SAMPLED_ROWS]
     tokenizer = Checkpoint(find_model(EMBEDDED)).tokenizer()
-    return [
-        len(ids) for ids in tokenizer([texts[row] for row in chosen], truncation=True, max_length=LENGTH)["input_ids"]
-    ]
+    sampled = [texts[row] for row in chosen]
+    pieces = tokenizer(sampled, truncation=True, max_length=LENGTH)["input_ids"]
+    return [len(ids) for ids in pieces]
 
 
 def random_rows(lengths: Sequence[int]) -> list[dict[str, Any]]:
@@ -153,21 +170,27 @@ def random_rows(lengths: Sequence[int]) -> list[dict[str, Any]]:
 def make(setting: Setting, lengths: Sequence[int]) -> Workload:
     """Batch rows of these lengths as training does, and pick evenly spaced quantiles of the batches' lengths."""
     rows = random_rows(lengths)
-    made = train.batches(rows, setting.collator, BATCH, np.random.default_rng(0))
-    whole = sorted((one for one in made if len(one.rows) == BATCH), key=lambda one: one.shape[1])
+    batches = train.batches(rows, setting.collator, BATCH, np.random.default_rng(0))
+    whole = [batch for batch in batches if len(batch.rows) == BATCH]
+    whole.sort(key=lambda batch: batch.shape[1])
     count = min(QUANTILES, len(whole))
     picked = [whole[int((index + 0.5) * len(whole) / count)] for index in range(count)]
-    return Workload(rows, [Work(one, _dense(setting.task, one)) for one in picked])
+    return Workload(rows, [Work(batch, _dense(setting.task, batch)) for batch in picked])
 
 
 def _dense(task: str, batch: Batch) -> dict[str, torch.Tensor]:
     def widened(values: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.pad(values, (0, LENGTH - values.shape[1]))
 
-    present = torch.ones_like(batch.input_ids, dtype=torch.bool) if batch.mask is None else batch.mask
-    labels = torch.full((BATCH, LENGTH), IGNORED).scatter(1, batch.positions, batch.labels)
+    present = batch.mask
+    if present is None:
+        present = torch.ones_like(batch.input_ids, dtype=torch.bool)
+    if task == "classification":
+        labels = batch.labels[:, 0]
+    else:
+        labels = torch.full((BATCH, LENGTH), IGNORED).scatter(1, batch.positions, batch.labels)
     return {
         "input_ids": widened(batch.input_ids),
         "attention_mask": widened(present.long()),
-        "labels": batch.labels[:, 0] if task == "classification" else labels,
+        "labels": labels,
     }

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from fedbt_app.tasks.tasks import Batch
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertForTokenClassification
 
 from fedbt_app.cli.plan_table import preview, print_preview
@@ -31,7 +32,6 @@ from fedbt_app.model.weights import ModelSpec, Weights, new_tensors
 from fedbt_app.parts import HEAD, adapter_part, count
 from fedbt_app.plan import METHODS, RoundPlan, plan_round
 from fedbt_app.server.state import by_part
-from fedbt_app.tasks.tasks import Batch
 from fedbt_app.tensors import Tensors
 
 LABELS = {"mlm": (), "classification": ("heart", "kidney", "liver"), "ner": ("B-x", "I-x", "O")}

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from fedbt_app.tasks.tasks import IGNORED, Batch
 
 from fedbt_app.model import forward
 from fedbt_app.model.checkpoint import Checkpoint
@@ -11,7 +12,6 @@ from fedbt_app.model.local_model import LocalModel, build
 from fedbt_app.model.weights import ModelSpec, Weights, new_tensors
 from fedbt_app.parts import HEAD, adapter_part
 from fedbt_app.plan import RoundPlan, plan_round
-from fedbt_app.tasks.tasks import IGNORED, Batch
 from fedbt_app.tensors import Tensors
 
 LABELS = {"mlm": (), "classification": ("heart", "kidney", "liver"), "ner": ("B-x", "I-x", "O")}

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from fedbt_app.tasks.tasks import Collator, SpecialTokens
 from transformers import BertForMaskedLM, BertForSequenceClassification, BertForTokenClassification
 
 from fedbt_app.costs.meter import FlopMeter
@@ -13,7 +14,6 @@ from fedbt_app.model.local_model import LocalModel, build, whole_plan
 from fedbt_app.model.weights import ModelSpec, Weights, new_tensors
 from fedbt_app.parts import HEAD, adapter_part, block_part
 from fedbt_app.plan import METHODS, RoundPlan, plan_round
-from fedbt_app.tasks.tasks import Collator, SpecialTokens
 from fedbt_app.tensors import Tensors
 from fedbt_app.training import train
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from fedbt_app.server.aggregation import WeightedSum
 
 from fedbt_app.client.client import synchronise
 from fedbt_app.client.pool import ParameterPool
 from fedbt_app.model.checkpoint import Checkpoint
 from fedbt_app.model.weights import ModelSpec, Weights, new_tensors
 from fedbt_app.parts import PartState
-from fedbt_app.server.aggregation import WeightedSum
 from fedbt_app.server.state import GlobalState, by_part
 from fedbt_app.tensors import Tensors, digest
 from fedbt_app.wire.messages import Request, Sync

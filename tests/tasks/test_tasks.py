@@ -3,11 +3,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from seqeval.metrics import f1_score as entity_f1
-from seqeval.metrics import precision_score, recall_score
-from sklearn.metrics import accuracy_score, f1_score, log_loss
-
-from fedbt_app.errors import FedBTError
 from fedbt_app.tasks.tasks import (
     IGNORED,
     Batch,
@@ -18,6 +13,11 @@ from fedbt_app.tasks.tasks import (
     merge_labels,
     special_tokens,
 )
+from seqeval.metrics import f1_score as entity_f1
+from seqeval.metrics import precision_score, recall_score
+from sklearn.metrics import accuracy_score, f1_score, log_loss
+
+from fedbt_app.errors import FedBTError
 
 PAD, MASK, VOCABULARY = 0, 4, 1000
 TOKENS = SpecialTokens(PAD, MASK, (0, 1, 2, 3, 4), VOCABULARY)

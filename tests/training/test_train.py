@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fedbt_app.tasks.tasks import Collator, SpecialTokens
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from fedbt_app.costs.meter import FlopMeter
@@ -15,7 +16,6 @@ from fedbt_app.model.local_model import LocalModel, build, whole_plan
 from fedbt_app.model.weights import ModelSpec, Weights, new_tensors
 from fedbt_app.parts import HEAD, adapter_part
 from fedbt_app.plan import METHODS, RoundPlan, plan_round
-from fedbt_app.tasks.tasks import Collator, SpecialTokens
 from fedbt_app.tensors import Tensors
 from fedbt_app.training import train
 from fedbt_app.training.optimizer import Optimizer, TrainSettings

@@ -6,6 +6,7 @@ benchmarks/results/codec.json after each step; what is there already is not done
 """
 
 import argparse
+import itertools
 import math
 import shutil
 import statistics
@@ -15,18 +16,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tables
 import torch
-from federation import Run, do, run_all
 from flwr.app import Message, MessageType
 from safetensors.torch import load_file, save_file
-from tables import Row
 
+from benchmarks import results
+from benchmarks.federation import Run, do, run_all
+from benchmarks.machine import machine
+from benchmarks.results import RESULTS, Row
 from fedbt_app.codec.codec import decode, encode
 from fedbt_app.codec.formats import CODECS
 from fedbt_app.config import EMBEDDED, RunConfig
 from fedbt_app.errors import without_folders
 from fedbt_app.model.checkpoint import Checkpoint, find_model
+from fedbt_app.tasks import TASKS
 from fedbt_app.tensors import Tensors
 from fedbt_app.wire.local_grid import LocalGrid
 from fedbt_app.wire.messages import read_reply, read_request
@@ -35,7 +38,8 @@ KEYS = ("scenario", "codec", "seed")
 DELTAS = "deltas"
 METRICS = {"classification": "accuracy", "mlm": "loss"}
 WHOLE_RUNS = ("float32", "int8", "int4", "int2")  # `+zstd` changes no value, and so no run
-ROUNDS, REPETITIONS = 10, 5
+ROUNDS = 10
+REPETITIONS = 5
 SETTINGS: dict[str, dict[str, Any]] = {
     "classification": {"max-train-examples": 1000, "max-test-examples": 400, "max-length": 128},
     "mlm": {
@@ -49,7 +53,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Parse the command line and measure."""
+    """Measure what the command line names and the file does not have yet."""
+    options = _options()
+    _do_whole_runs(options)
+    for scenario, seed in itertools.product(options.scenarios, options.seeds):
+        folder = _run(options, scenario, "float32", seed).folder / DELTAS
+        if folder.is_dir():  # kept by a run above, or by an earlier one
+            for row in _measure(folder, scenario, seed):
+                _add(options.output, row)
+    print_table(list(results.load(options.output, KEYS).values()))
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--classification", default=EMBEDDED, help="data set to fine-tune on")
     parser.add_argument("--mlm", default=EMBEDDED, help="data set to pre-train on")
@@ -59,48 +74,57 @@ def main() -> None:
     parser.add_argument("--codecs", nargs="+", choices=CODECS, default=list(WHOLE_RUNS), help="codecs of whole runs")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/codec-benchmark"), help="folder for runs and deltas")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/codec.json"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "codec.json")
     parser.add_argument("--force", action="store_true", help="measure again what is there")
-    options = parser.parse_args()
-    rows = {} if options.force else tables.load(options.output, KEYS)
-    runs = [
-        _run(options, scenario, codec, seed)
-        for seed in options.seeds
-        for scenario in options.scenarios
-        for codec in dict.fromkeys(["float32", *options.codecs])
-        if rows.get((scenario, codec, seed), {}).get("final") is None
-    ]
-    for count, (run, report) in enumerate(run_all(runs, options.processes, _do), 1):
-        tables.store(options.output, [tables.load(options.output, KEYS).get(run.key, {}) | _outcome(run, report)], KEYS)
-        print(f"{count} of {len(runs)}: {run.key}: {report['final']}", file=sys.stderr)
-    for scenario, seed in ((scenario, seed) for scenario in options.scenarios for seed in options.seeds):
-        folder = _run(options, scenario, "float32", seed).folder / DELTAS
-        if folder.is_dir():  # kept by the run above, or by an earlier one
-            done = tables.load(options.output, KEYS)
-            measured = _measure(folder, scenario, seed)
-            tables.store(options.output, [done.get(_key(row), {}) | row for row in measured], KEYS)
-    print_table(list(tables.load(options.output, KEYS).values()))
+    return parser.parse_args()
 
 
-def _key(row: Row) -> tuple[Any, ...]:
-    return tuple(row[name] for name in KEYS)
+def _add(path: Path, row: Row) -> None:
+    """Add to what is stored of the same run: its score and its codec's speed are measured apart."""
+    stored = results.load(path, KEYS).get(results.about(row, KEYS), {})
+    results.store(path, [stored | row], KEYS)
 
 
 # Whole runs ---------------------------------------------------------------------------------------------------
 
 
+def _do_whole_runs(options: argparse.Namespace) -> None:
+    done = {} if options.force else results.load(options.output, KEYS)
+    codecs = dict.fromkeys(["float32", *options.codecs])
+    runs = []
+    for seed, scenario, codec in itertools.product(options.seeds, options.scenarios, codecs):
+        stored = done.get((scenario, codec, seed), {})
+        if stored.get("final") is None:
+            runs.append(_run(options, scenario, codec, seed))
+    for count, (run, report) in enumerate(run_all(runs, options.processes, _do), 1):
+        _add(options.output, _outcome(run, report))
+        print(f"{count} of {len(runs)}: {run.key}: {report['final']}", file=sys.stderr)
+
+
 def _run(options: argparse.Namespace, scenario: str, codec: str, seed: int) -> Run:
-    values = SETTINGS[scenario] | {"task": scenario, "codec": codec, "seed": seed, "num-rounds": ROUNDS}
-    values |= {"partitioner": "iid", "client-evaluation": "never"}
-    values["dataset"] = _path(options.classification if scenario == "classification" else options.mlm)
+    values = {
+        **SETTINGS[scenario],
+        "task": scenario,
+        "codec": codec,
+        "seed": seed,
+        "num-rounds": ROUNDS,
+        "partitioner": "iid",
+        "client-evaluation": "never",
+    }
     if scenario == "mlm":
+        values["dataset"] = _path(options.mlm)
         values["schedule"] = "paper"
         values["model"] = _path(options.mlm_model)
+    else:
+        values["dataset"] = _path(options.classification)
     return Run((scenario, codec, seed), values, options.work.resolve() / f"{scenario}-{codec}-{seed}")
 
 
 def _path(name: str) -> str:
-    return str(Path(name).resolve()) if Path(name).exists() else name
+    """Make the path of a folder absolute: runs are done elsewhere. A name stays."""
+    if Path(name).exists():
+        return str(Path(name).resolve())
+    return name
 
 
 class _KeepingGrid(LocalGrid):
@@ -108,20 +132,29 @@ class _KeepingGrid(LocalGrid):
 
     def answer(self, node: int, message: Message) -> Message | None:
         reply = super().answer(node, message)
-        if reply is not None and node == min(self.nodes) and message.metadata.message_type == MessageType.TRAIN:
-            config, labels = RunConfig.load(self.run_config), read_request(message).labels
-            arch = Checkpoint(find_model(config.model)).architecture
-            tensors = {}
-            for part, sent in (read_reply(reply).deltas or {}).items():
-                tensors |= decode(sent.arrays, sent.header, arch.part(part, config.task, len(labels), 0))
-            folder = Path(config.output_dir) / DELTAS
-            folder.mkdir(exist_ok=True)
-            save_file(tensors, folder / f"{int(message.metadata.group_id):02}.safetensors")
+        is_first_client = node == min(self.nodes)
+        is_round = message.metadata.message_type == MessageType.TRAIN
+        if reply is not None and is_first_client and is_round:
+            self._keep(message, reply)
         return reply
+
+    def _keep(self, message: Message, reply: Message) -> None:
+        config = RunConfig.load(self.run_config)
+        labels = read_request(message).labels
+        arch = Checkpoint(find_model(config.model)).architecture
+        deltas = read_reply(reply).deltas or {}
+        tensors: Tensors = {}
+        for part, sent in deltas.items():
+            shapes = arch.part(part, TASKS[config.task].head, len(labels), 0)
+            tensors |= decode(sent.arrays, sent.header, shapes)
+        folder = Path(config.output_dir) / DELTAS
+        folder.mkdir(exist_ok=True)
+        save_file(tensors, folder / f"{int(message.metadata.group_id):02}.safetensors")
 
 
 def _do(run: Run) -> dict[str, Any]:
-    report = do(run, _KeepingGrid if run.values["codec"] == "float32" else LocalGrid)
+    grid = _KeepingGrid if run.values["codec"] == "float32" else LocalGrid
+    report = do(run, grid)
     shutil.rmtree(run.folder / "model")
     return report
 
@@ -156,32 +189,33 @@ def _measure(folder: Path, scenario: str, seed: int) -> list[Row]:
     rounds = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
     shapes = [{name: tuple(value.shape) for name, value in deltas.items()} for deltas in rounds]
     megabytes = sum(value.nbytes for deltas in rounds for value in deltas.values()) / 1e6
-    seconds: dict[str, list[tuple[float, float]]] = {codec: [] for codec in CODECS}
-    rows = []
+    encode_seconds: dict[str, list[float]] = {codec: [] for codec in CODECS}
+    decode_seconds: dict[str, list[float]] = {codec: [] for codec in CODECS}
+    rows: dict[str, Row] = {}
     for repetition in range(REPETITIONS + 1):  # the first warms up, and is looked at
         for codec in CODECS:
             began = time.perf_counter()
             sent = [encode(deltas, codec) for deltas in rounds]
             middle = time.perf_counter()
-            received = [decode(one.arrays, one.header, shape) for one, shape in zip(sent, shapes, strict=True)]
+            received = [decode(delta.arrays, delta.header, shape) for delta, shape in zip(sent, shapes, strict=True)]
             ended = time.perf_counter()
             if repetition:
-                seconds[codec].append((middle - began, ended - middle))
+                encode_seconds[codec].append(middle - began)
+                decode_seconds[codec].append(ended - middle)
                 continue
-            size = sum(one.nbytes + len(one.header) for one in sent)
-            rows.append(
-                {
-                    "scenario": scenario,
-                    "codec": codec,
-                    "seed": seed,
-                    "bits_per_parameter": 8 * size / (megabytes * 1e6 / 4),
-                    "relative_error": relative_error(rounds, received),
-                }
-            )
-    for row in rows:
-        for index, name in enumerate(("encode_mb_per_s", "decode_mb_per_s")):
-            row[name] = megabytes / statistics.median(pair[index] for pair in seconds[row["codec"]])
-    return [row | tables.machine() for row in rows]
+            size = sum(delta.nbytes + len(delta.header) for delta in sent)
+            rows[codec] = {
+                "scenario": scenario,
+                "codec": codec,
+                "seed": seed,
+                "bits_per_parameter": 8 * size / (megabytes * 1e6 / 4),
+                "relative_error": relative_error(rounds, received),
+            }
+    for codec, row in rows.items():
+        row["encode_mb_per_s"] = megabytes / statistics.median(encode_seconds[codec])
+        row["decode_mb_per_s"] = megabytes / statistics.median(decode_seconds[codec])
+        row.update(machine())
+    return list(rows.values())
 
 
 def relative_error(sent: Sequence[Tensors], received: Sequence[Tensors]) -> float:
@@ -201,21 +235,31 @@ def print_table(rows: list[Row]) -> None:
     """Print means over seeds, as docs/methods.md shows them."""
     print("| scenario | codec | bits/parameter | relative error | encode MB/s | decode MB/s | final, mean (spread) |")
     print("|---|---|---|---|---|---|---|")
-    for scenario in METRICS:
-        for codec in CODECS:
-            own = [row for row in rows if (row["scenario"], row["codec"]) == (scenario, codec)]
-            if not own:
-                continue
-            finals = [row["final"] for row in own if row.get("final") is not None]
-            final = f"{statistics.mean(finals):.4f} ({max(finals) - min(finals):.4f})" if finals else "-"
+    for scenario, codec in itertools.product(METRICS, CODECS):
+        own = [row for row in rows if (row["scenario"], row["codec"]) == (scenario, codec)]
+        if own:
+            print(f"| {' | '.join([scenario, codec, *_means(own), _final(own)])} |")
 
-            def mean(name: str, own: list[Row] = own) -> float:
-                return statistics.mean(row[name] for row in own if name in row)
 
-            print(
-                f"| {scenario} | {codec} | {mean('bits_per_parameter'):.2f} | {mean('relative_error'):.2g} | "
-                f"{mean('encode_mb_per_s'):,.0f} | {mean('decode_mb_per_s'):,.0f} | {final} |"
-            )
+def _means(rows: list[Row]) -> list[str]:
+    formats = {
+        "bits_per_parameter": "{:.2f}",
+        "relative_error": "{:.2g}",
+        "encode_mb_per_s": "{:,.0f}",
+        "decode_mb_per_s": "{:,.0f}",
+    }
+    texts = []
+    for name, form in formats.items():
+        mean = statistics.mean(row[name] for row in rows if name in row)
+        texts.append(form.format(mean))
+    return texts
+
+
+def _final(rows: list[Row]) -> str:
+    finals = [row["final"] for row in rows if row.get("final") is not None]
+    if not finals:
+        return "-"
+    return f"{statistics.mean(finals):.4f} ({max(finals) - min(finals):.4f})"
 
 
 if __name__ == "__main__":

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from workload import BATCH, LABELS, LENGTH, ROUNDS, Setting, Work, Workload
 
-from fedbt_app.costs.cost_model import StepShape, default_shape, full_plan, round_costs, step_flops, stock_step_flops
+from benchmarks.workload import BATCH, LABELS, LENGTH, ROUNDS, Setting, Work, Workload
+from fedbt_app.costs.formulas import StepShape
 from fedbt_app.costs.meter import FlopMeter
-from fedbt_app.encoders.bert import Architecture
 from fedbt_app.model import forward
 from fedbt_app.model.local_model import LocalModel
-from fedbt_app.plan import RoundPlan
+from fedbt_app.plan import RoundPlan, full_plan
 from fedbt_app.training import train
+from fedbt_app.training.optimizer import Optimizer, TrainSettings
 from fedbt_app.training.prefix_cache import PrefixCache
 
 METHODS = ("full-stock", "full-optimised", "fedbt-plain", "fedbt", "lora")
-SETTINGS = train.TrainSettings(epochs=1, batch_size=BATCH, learning_rate=5e-5, weight_decay=0.01)
+SETTINGS = TrainSettings(epochs=1, batch_size=BATCH, learning_rate=5e-5, weight_decay=0.01)
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,32 @@ class Part:
 
 def parts(setting: Setting, method: str, local_depth: int, load: Workload, only: RoundPlan | None = None) -> list[Part]:
     """Build a method's models and return its steps: those of all FedBT's plans, or of one of them."""
-    arch, task, labels = setting.arch, setting.task, len(setting.labels)
     if method == "full-stock":
-        predicted = partial(_stock_flops, arch, task, labels)
-        return [Part(1, _stock_step(stock_model(setting), setting.bfloat16), predicted, padded=True)]
+        step = _stock_step(stock_model(setting), setting.bfloat16)
+        return [Part(1, step, partial(_stock_flops, setting), padded=True)]
     if method == "lora":
         return [Part(1, _stock_step(_lora(setting), setting.bfloat16), padded=True)]
     if method == "full-optimised":
-        plan = full_plan(arch.depth)
-        return [Part(1, _exact_step(setting.build(plan)), partial(step_flops, arch, task, labels, plan))]
-    plans = [(only, 1.0)] if only else _distinct(setting.schedule(local_depth))
+        plan = full_plan(setting.arch.depth)
+        return [Part(1, _exact_step(setting.build(plan)), partial(_flops, setting, plan))]
+    plans = _distinct(setting.schedule(local_depth)) if only is None else [(only, 1.0)]
     if method == "fedbt-plain":
-        models = [(setting.build(plan).module.train(), share) for plan, share in plans]
-        return [Part(share, _stock_step(model, setting.bfloat16), padded=True) for model, share in models]
+        return [_plain_part(setting, plan, share) for plan, share in plans]
     return _fedbt(setting, plans, setting.open_cache(setting.folder / "prefix", load.rows))
+
+
+def _plain_part(setting: Setting, plan: RoundPlan, share: float) -> Part:
+    """Train FedBT's local model as anybody would, by stock code."""
+    model = setting.build(plan).module.train()
+    return Part(share, _stock_step(model, setting.bfloat16), padded=True)
+
+
+def _flops(setting: Setting, plan: RoundPlan, shape: StepShape) -> int:
+    return setting.costs.step_flops(plan, shape)
+
+
+def _stock_flops(setting: Setting, _: StepShape) -> int:
+    return setting.costs.stock_step_flops(BATCH, LENGTH)
 
 
 def stock_model(setting: Setting) -> Any:
@@ -63,8 +75,9 @@ def stock_model(setting: Setting) -> Any:
 
     if setting.task == "mlm":
         return BertForMaskedLM.from_pretrained(setting.folder).train()
-    stock: Any = BertForSequenceClassification if setting.task == "classification" else BertForTokenClassification
-    return stock.from_pretrained(setting.folder, num_labels=len(LABELS)).train()
+    if setting.task == "classification":
+        return BertForSequenceClassification.from_pretrained(setting.folder, num_labels=len(LABELS)).train()
+    return BertForTokenClassification.from_pretrained(setting.folder, num_labels=len(LABELS)).train()
 
 
 def _lora(setting: Setting) -> Any:
@@ -82,22 +95,27 @@ def _lora(setting: Setting) -> Any:
 
 def _fedbt(setting: Setting, plans: list[tuple[RoundPlan, float]], cache: PrefixCache | None) -> list[Part]:
     """Make the parts of the product's own steps; filling the cache costs each example one pass in all rounds."""
-    flops = partial(step_flops, setting.arch, setting.task, len(setting.labels))
-    locals_ = [setting.build(plan) for plan, _ in plans]
+    local_models = [setting.build(plan) for plan, _ in plans]
     if cache is None:
-        pairs = zip(plans, locals_, strict=True)
-        return [Part(share, _exact_step(local), partial(flops, plan)) for (plan, share), local in pairs]
+        made = []
+        for (plan, share), local in zip(plans, local_models, strict=True):
+            made.append(Part(share, _exact_step(local), partial(_flops, setting, plan)))
+        return made
 
     def fill(work: Work) -> None:
-        cache.write(work.batch, forward.prefix(locals_[0], work.batch, cache.depth).states)
+        cache.write(work.batch, forward.prefix(local_models[0], work.batch, cache.depth).states)
 
-    def above(plan: RoundPlan, shape: StepShape) -> int:
-        return flops(replace(plan, local_blocks=plan.local_blocks[cache.depth :]), shape)
+    def flops_above(plan: RoundPlan, shape: StepShape) -> int:
+        above = replace(plan, local_blocks=plan.local_blocks[cache.depth :])
+        return _flops(setting, above, shape)
 
-    first = plans[0][0]
-    made = [Part(1 / ROUNDS, fill, lambda shape: flops(first, shape) - above(first, shape))]
-    for (plan, share), local in zip(plans, locals_, strict=True):
-        made.append(Part(share, _exact_step(local, cache), partial(above, plan)))
+    def flops_of_filling(shape: StepShape) -> int:
+        first_plan, _ = plans[0]
+        return _flops(setting, first_plan, shape) - flops_above(first_plan, shape)
+
+    made = [Part(1 / ROUNDS, fill, flops_of_filling)]
+    for (plan, share), local in zip(plans, local_models, strict=True):
+        made.append(Part(share, _exact_step(local, cache), partial(flops_above, plan)))
     return made
 
 
@@ -115,7 +133,7 @@ def _stock_step(model: Any, bfloat16: bool) -> Callable[[Work], None]:
 
 
 def _exact_step(local: LocalModel, cache: PrefixCache | None = None) -> Callable[[Work], None]:
-    train.Optimizer(local.trained.values(), SETTINGS)  # steps within the backward pass
+    Optimizer(local.trained.values(), SETTINGS)  # steps within the backward pass
 
     def run(work: Work) -> None:
         start = None
@@ -128,31 +146,25 @@ def _exact_step(local: LocalModel, cache: PrefixCache | None = None) -> Callable
     return run
 
 
-def _stock_flops(arch: Architecture, task: str, labels: int, _: StepShape) -> int:
-    return stock_step_flops(arch, task, labels, BATCH, LENGTH)
-
-
 def _distinct(plans: list[RoundPlan]) -> list[tuple[RoundPlan, float]]:
     """Take one of all plans that compute the same, with their share: which frozen blocks were drawn is no matter."""
     kinds: dict[tuple[int, int, int], list[RoundPlan]] = {}
     for plan in plans:
-        kinds.setdefault((len(plan.local_blocks), plan.lowest_trained, len(plan.trained_blocks)), []).append(plan)
+        kind = (len(plan.local_blocks), plan.lowest_trained, len(plan.trained_blocks))
+        kinds.setdefault(kind, []).append(plan)
     return [(same[0], len(same) / len(plans)) for same in kinds.values()]
 
 
 def train_round(setting: Setting, plan: RoundPlan, rows: list[dict[str, Any]], folder: Path) -> None:
     """Train one round as a client does, with the frozen-prefix cache in `folder`."""
     cache = setting.open_cache(folder, rows)
-    train.run(setting.build(plan), rows, setting.collator, SETTINGS, FlopMeter(), [0], cache)
+    local = setting.build(plan)
+    train.run(local, rows, setting.collator, SETTINGS, FlopMeter(), cache)
     if cache:
         cache.close()
 
 
 def largest(setting: Setting, local_depth: int) -> RoundPlan:
     """Return the plan of the schedule that needs most memory."""
-    shape = default_shape(setting.task, BATCH, LENGTH, setting.collator.mask_probability)
-
-    def memory(plan: RoundPlan) -> int:
-        return round_costs(setting.arch, setting.task, len(setting.labels), plan, shape).memory_bytes
-
-    return max(setting.schedule(local_depth), key=memory)
+    shape = setting.costs.full_shape(BATCH, LENGTH, setting.collator.reading.mask_probability)
+    return max(setting.schedule(local_depth), key=lambda plan: setting.costs.memory_bytes(plan, shape))

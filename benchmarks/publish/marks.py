@@ -9,11 +9,11 @@ def filled(page: Path, blocks: Mapping[str, str], script: str) -> str:
     """Return the page's text with each of the blocks in its place, of which it must have exactly one."""
     text = page.read_text(encoding="utf-8")
     for name, made in blocks.items():
-        block = f"<!-- {name}, by {script} -->\n{made}\n<!-- /{name} -->"
         marks = rf"<!-- {re.escape(name)}, .*?<!-- /{re.escape(name)} -->"
-        text, found = re.subn(marks, lambda _, block=block: block, text, flags=re.DOTALL)
-        if found != 1:
-            raise ValueError(f"{page} has {found} places for {name}, not 1")
+        before, *after = re.split(marks, text, flags=re.DOTALL)
+        if len(after) != 1:
+            raise ValueError(f"{page} has {len(after)} places for {name}, not 1")
+        text = f"{before}<!-- {name}, by {script} -->\n{made}\n<!-- /{name} -->{after[0]}"
     return text
 
 
@@ -31,4 +31,6 @@ def names(page: Path) -> set[str]:
 def table(head: str, rows: list[list[str]]) -> str:
     """Return a Markdown table; `head` is its first line."""
     columns = head.count("|") - 1
-    return "\n".join([head, "|" + "---|" * columns, *(f"| {' | '.join(row)} |" for row in rows)])
+    rule = "|" + "---|" * columns
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([head, rule, *lines])

@@ -1,22 +1,26 @@
 """Write what `make test-deployment` observed into docs/deployment.md: the table of faults, the bytes on the wire."""
 
 import json
-from pathlib import Path
 from typing import Any
 
-from marks import filled
+from benchmarks.publish.marks import filled
+from benchmarks.results import ROOT
 
-OBSERVED = Path(__file__).parent.parent / "tests" / "deployment" / "observed.json"
-TARGET = Path(__file__).with_name("deployment.md")
+OBSERVED = ROOT / "tests" / "deployment" / "observed.json"
+TARGET = ROOT / "docs" / "deployment.md"
 
 
 def faults(book: dict[str, dict[str, Any]]) -> str:
     """Return one row a fault."""
     rows = ["| fault | observed | recovery | what the log says |", "|---|---|---|---|"]
     for fault, seen in book.items():
-        seconds = f"{seen['seconds']} s" if seen["seconds"] else ""
-        line = f"`` {seen['log']} ``" if seen["log"] else ""  # it may hold a single backtick
-        rows.append(f"| {fault} | {seen['outcome']} | {seconds} | {line} |")
+        recovery = ""
+        if seen["seconds"]:
+            recovery = f"{seen['seconds']} s"
+        line = ""
+        if seen["log"]:
+            line = f"`` {seen['log']} ``"  # it may hold a single backtick
+        rows.append(f"| {fault} | {seen['outcome']} | {recovery} | {line} |")
     return "\n".join(rows)
 
 
@@ -31,16 +35,15 @@ def wire(seen: dict[str, Any]) -> str:
         f"the app's code, once to each of {seen['nodes']} nodes": seen["app_code_bytes"],
     }
     rows = [f"| {what} | {size / 1e6:.2f} MB | {size / total * 100:.2f} % |" for what, size in parts.items()]
-    return "\n".join(
-        ["| what | both ways | share |", "|---|---|---|", *rows, f"| on the wire | {total / 1e6:.2f} MB | 100 % |"]
-    )
+    head = ["| what | both ways | share |", "|---|---|---|"]
+    return "\n".join([*head, *rows, f"| on the wire | {total / 1e6:.2f} MB | 100 % |"])
 
 
 def main() -> None:
     """Replace what stands between the marks."""
     book = json.loads(OBSERVED.read_text(encoding="utf-8"))
     blocks = {"faults": faults(book["faults"]), "wire": wire(book["wire"])}
-    TARGET.write_text(filled(TARGET, blocks, "docs/make_observed.py"), encoding="utf-8")
+    TARGET.write_text(filled(TARGET, blocks, "benchmarks/publish/make_observed.py"), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """Keep what README shows of `make demo`: the two reports' scores and costs, and the plots of the fine-tuning.
 
-make demo && python benchmarks/demo.py
+make demo && python -m benchmarks.publish.keep_demo
 """
 
 import json
 import shutil
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.results import RESULTS, ROOT
+
 KEPT = (
     "task",
     "seed",
@@ -33,7 +33,7 @@ def main() -> None:
             "train_examples": report["config"]["max-train-examples"],
         }
         rows.append(counts | {key: report[key] for key in KEPT})
-    (ROOT / "benchmarks" / "results" / "demo.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "demo.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     for plot in ("cost", "metric"):
         shutil.copy(ROOT / "runs" / "demo-finetune" / f"{plot}.png", ROOT / "docs" / f"demo-{plot}.png")
 

@@ -1,7 +1,7 @@
 """Run the paper's tables: the cells that benchmarks/results/paper.jsonl does not have yet, or with other settings.
 
-    python benchmarks/paper.py finetune-tuning finetune --data FOLDER
-    python benchmarks/paper.py finetune-tuning finetune --data FOLDER --set model=bert-base-uncased --output base.jsonl
+    python -m benchmarks.paper finetune-tuning finetune --data FOLDER
+    python -m benchmarks.paper finetune-tuning finetune --data FOLDER --set model=bert-base-uncased --output base.jsonl
 
 Each cell is a whole run of the product in a process of its own, on one thread. It can be stopped at any time.
 """
@@ -12,27 +12,37 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ablations import ablated
-from cells import KEY, MADE, Job, Key, Line, add_lines, line_of, read_lines, read_table
-from federation import Run, do, run_all
-from students import shallow_student
-
+from benchmarks.federation import Run, do, run_all
+from benchmarks.paper.ablations import ablated
+from benchmarks.paper.cells import MADE, Job, line_of
+from benchmarks.paper.students import shallow_student
+from benchmarks.paper.tables import read_table
+from benchmarks.results import KEY, PAPER, Key, Line, add_lines, read_lines
 from fedbt_app.config import EMBEDDED, parse_assignment
 from fedbt_app.errors import FedBTError
 
-HERE = Path(__file__).resolve().parent
-TABLES = HERE / "paper"
-RESULTS = HERE / "results" / "paper.jsonl"
+TABLES = Path(__file__).resolve().parent  # the folder of the tables' files
 
 
 def main() -> None:
-    """Parse the command line and run what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run what is missing of the tables that the command line names."""
+    options = _options()
+    try:
+        for table in options.tables:
+            _run_table(table, options)
+    except FedBTError as error:
+        sys.exit(f"benchmarks.paper: error: {error}")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.paper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("tables", nargs="+", choices=sorted(path.stem for path in TABLES.glob("*.toml")))
     parser.add_argument("--data", type=Path, required=True, help="folder with one folder for each data set")
     parser.add_argument("--models", type=Path, help="folder with the models that tables name by folder")
@@ -42,17 +52,13 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings to change in every cell")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/paper"), help="folder for the runs")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=PAPER)
     parser.add_argument("--force", action="store_true", help="run again what is there")
     parser.add_argument("--list", action="store_true", help="only say what there is to do")
     options = parser.parse_args()
-    if options.set and options.output.resolve() == RESULTS:
+    if options.set and options.output.resolve() == PAPER:
         parser.error("--set changes what the lines of the default --output are about: name another file")
-    try:
-        for table in options.tables:
-            _run_table(table, options)
-    except FedBTError as error:
-        sys.exit(f"paper.py: error: {error}")
+    return options
 
 
 def _run_table(table: str, options: argparse.Namespace) -> None:
@@ -65,27 +71,29 @@ def _run_table(table: str, options: argparse.Namespace) -> None:
         for job in left:
             print(f"  {_title(job)}", file=sys.stderr)
         return
-    began = time.monotonic()
+    _run_jobs(left, changes, options)
+
+
+def _run_jobs(jobs: Sequence[Job], changes: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """Run the jobs and keep each one's lines as soon as it has ended."""
     work = partial(
         run_job,
         data=options.data.resolve(),
-        models=options.models.resolve() if options.models else None,
+        models=options.models and options.models.resolve(),
         work=options.work.resolve(),
         changes=changes,
     )
-    todo = list(left)
-    for job, lines in run_all(left, options.processes, work):
+    began = time.monotonic()
+    waiting = list(jobs)
+    for job, lines in run_all(jobs, options.processes, work):
         add_lines(options.output, lines)
-        todo.remove(job)
-        done = read_lines(options.output)
-        results = ", ".join(f"{line['dataset']} {line['metric']} {line['value']:.4f}" for line in lines)
-        minutes = (time.monotonic() - began) / 60, _seconds_left(todo, done) / options.processes / 60
-        print(
-            f"{table}: {len(left) - len(todo)} of {len(left)}: {_title(job)}: {results}; "
-            f"{minutes[0]:.0f} min so far, about {minutes[1]:.0f} to go",
-            file=sys.stderr,
-            flush=True,
-        )
+        waiting.remove(job)
+        finished = f"{job.table}: {len(jobs) - len(waiting)} of {len(jobs)}: {_title(job)}"
+        scores = ", ".join(f"{line['dataset']} {line['metric']} {line['value']:.4f}" for line in lines)
+        minutes_spent = (time.monotonic() - began) / 60
+        minutes_left = _seconds_left(waiting, read_lines(options.output)) / options.processes / 60
+        clock = f"{minutes_spent:.0f} min so far, about {minutes_left:.0f} to go"
+        print(f"{finished}: {scores}; {clock}", file=sys.stderr, flush=True)
 
 
 def _wanted(texts: Iterable[str]) -> dict[str, set[str]]:
@@ -103,42 +111,51 @@ def _title(job: Job) -> str:
     return f"{job.own_stages[0].dataset}, {job.method} {job.variant}, seed {job.seed}".replace(" ,", ",")
 
 
-def _seconds_left(todo: Iterable[Job], done: Mapping[Key, Line]) -> float:
-    """Expect of each job what the same cell took with another seed, else the mean of its data set, else of all."""
-    total = 0.0
-    for key in (key for job in todo for key in job.keys):
-        for depth in (4, 2, 1, 0):
-            if known := [line["wall_seconds"] for other, line in done.items() if other[:depth] == key[:depth]]:
-                total += statistics.mean(known)
-                break
-    return total
+def _seconds_left(waiting: Iterable[Job], done: Mapping[Key, Line]) -> float:
+    return sum(_expected_seconds(key, done) for job in waiting for key in job.keys)
+
+
+def _expected_seconds(key: Key, done: Mapping[Key, Line]) -> float:
+    """Expect what the same cell took with another seed, else the mean of its data set, of its table, of all."""
+    for depth in (4, 2, 1, 0):
+        known = [line["wall_seconds"] for other, line in done.items() if other[:depth] == key[:depth]]
+        if known:
+            return float(statistics.mean(known))
+    return 0.0
 
 
 def run_job(job: Job, data: Path, models: Path | None, work: Path, changes: Mapping[str, Any]) -> list[Line]:
     """Do a job in this process and return its lines; nothing of it stays on disk."""
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     table, *about = map(str, job.keys[0])
     folder = work / table / "-".join(about).replace("/", "_")
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    base = _base(job, models, folder, changes)
+    model = _base(job, models, folder, changes)
     lines: list[Line] = []
     for number, (stage, values) in enumerate(zip(job.own_stages, job.runs(changes), strict=True)):
         if values.get("model") == MADE:
-            base = str(folder / "0" / "model")
-        paths = {"dataset": str(_data(data, stage.dataset, job.split, folder)), "model": base}
-        begin = time.monotonic()
-        with ablated("" if number else job.ablation):
-            report = do(Run(job.keys[number], values | paths, folder / str(number), stage.clients))
-        lines.append(line_of(job, stage, values, report, time.monotonic() - begin))
+            model = str(folder / "0" / "model")
+        dataset = str(_data(data, stage.dataset, job.split, folder))
+        settings = {**values, "dataset": dataset, "model": model}
+        run = Run(job.keys[number], settings, folder / str(number), stage.clients)
+        ablation = "" if number else job.ablation  # later stages are the product's own
+        began = time.monotonic()
+        with ablated(ablation):
+            report = do(run)
+        lines.append(line_of(job, stage, values, report, time.monotonic() - began))
     shutil.rmtree(folder)
     return lines
 
 
 def _base(job: Job, models: Path | None, folder: Path, changes: Mapping[str, Any]) -> str:
-    named = str(changes.get("model", job.stages[0].settings.get("model", EMBEDDED)))
-    base = str(models / named) if models and (models / named).is_dir() else named
-    return str(shallow_student(base, job.student, folder / "student")) if job.student else base
+    """Return the model that the first stage starts from: a name or a folder."""
+    base = str(changes.get("model", job.stages[0].settings.get("model", EMBEDDED)))
+    if models and (models / base).is_dir():
+        base = str(models / base)
+    if job.student:
+        base = str(shallow_student(base, job.student, folder / "student"))
+    return base
 
 
 def _data(data: Path, name: str, split: str, folder: Path) -> Path:
@@ -154,7 +171,3 @@ def _data(data: Path, name: str, split: str, folder: Path) -> Path:
         if not file.name.startswith("test"):
             (reduced / file.name).symlink_to(file)
     return reduced
-
-
-if __name__ == "__main__":
-    main()

@@ -4,12 +4,11 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paper_statistics import (
+from benchmarks.publish.paper_statistics import (
     METRICS,
     REFERENCE,
     Cell,
     Cost,
-    Line,
     cell_of,
     cells_of,
     megabytes,
@@ -17,6 +16,7 @@ from paper_statistics import (
     spent_of,
     tflop,
 )
+from benchmarks.results import Line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,12 +37,14 @@ def draw(lines: list[Line], folder: Path) -> list[Path]:
         curves = [line for line in of_tables if line["seed"] == 1 and cell_of(line) in cells]
         for dataset in dict.fromkeys(line["dataset"] for line in curves):
             own = [line for line in curves if line["dataset"] == dataset]
-            drawn.append(folder / f"results-{dataset}.png")
-            _figure(own, cells, dataset, drawn[-1])
+            path = folder / f"results-{dataset}.png"
+            _figure(own, cells, dataset, path)
+            drawn.append(path)
     plans = [line for line in lines if line["table"] == "plan-finetune"]
     for dataset in dict.fromkeys(line["dataset"] for line in plans):
-        drawn.append(folder / f"results-plans-{dataset}.png")
-        _plans([line for line in plans if line["dataset"] == dataset], dataset, drawn[-1])
+        path = folder / f"results-plans-{dataset}.png"
+        _plans([line for line in plans if line["dataset"] == dataset], dataset, path)
+        drawn.append(path)
     return drawn
 
 
@@ -53,8 +55,10 @@ def shown(lines: list[Line]) -> list[Cell]:
     most seeds.
     """
     cells = cells_of(line for line in lines if line["variant"] not in ABLATIONS)
-    most = max(map(len, cells.values()), default=0)
-    return [cell for cell, own in cells.items() if len(cells) <= len(COLOURS) or len(own) == most]
+    if len(cells) <= len(COLOURS):
+        return list(cells)
+    most = max(map(len, cells.values()))
+    return [cell for cell, own in cells.items() if len(own) == most]
 
 
 def _figure(lines: list[Line], cells: list[Cell], dataset: str, path: Path) -> None:
@@ -63,17 +67,18 @@ def _figure(lines: list[Line], cells: list[Cell], dataset: str, path: Path) -> N
     scale = 1 if metric == "loss" else 100
     for line in lines:
         index = cells.index(cell_of(line))
-        style = {
+        style: dict[str, Any] = {
             "color": COLOURS[index % len(COLOURS)],
             "marker": MARKERS[index % len(MARKERS)],
             "label": name_of(cell_of(line)),
+            "linewidth": 2.4 if line["method"] in ("FedBT", REFERENCE[0]) else 1.4,
+            "markersize": 4.5,
         }
-        style |= {"linewidth": 2.4 if line["method"] in ("FedBT", REFERENCE[0]) else 1.4, "markersize": 4.5}
         scores = [scale * point[-1] for point in line["curve"]]
         for axes, cost in ((compute, tflop), (traffic, megabytes)):
             axes.plot([cost(*point[1:4]) for point in line["curve"]], scores, **style)
-    label = METRICS[metric]
-    compute.set_ylabel(f"{label} on held-out text" if metric == "loss" else f"{label} on the test set (%)")
+    where = "on held-out text" if metric == "loss" else "on the test set (%)"
+    compute.set_ylabel(f"{METRICS[metric]} {where}")
     _finish(compute, "Client compute so far (TFLOP, all clients)")
     _finish(traffic, "Bytes so far (MB, up and down, all clients)")
     _save(figure, f"{dataset}: score by what it cost, one point a round (seed 1)", path)
@@ -84,19 +89,30 @@ def _plans(lines: list[Line], dataset: str, path: Path) -> None:
     figure, axes_of = _canvas()
     same_base = [line for line in lines if "model" not in line["settings"]]
     curves = [line for line in same_base if line["method"] == REFERENCE[0]]
-    ours = sorted((line for line in same_base if line["method"] == "FedBT"), key=lambda line: line["train_flops"])
+    ours = [line for line in same_base if line["method"] == "FedBT"]
+    ours.sort(key=lambda line: line["train_flops"])
     costs = (tflop, megabytes)
     best = [line for line in ours if any(_unbeaten(line, ours, cost) for cost in costs)]
+    others = [line for line in ours if line not in best]
     for axes, cost in zip(axes_of, costs, strict=True):
         for line, dashes in zip(curves, cycle(("-", "--", ":", "-.")), strict=False):
-            points = [(cost(*point[1:4]), 100 * point[-1]) for point in line["curve"]]
-            axes.plot(*zip(*points, strict=True), dashes, color=COLOURS[0], label=f"{name_of(cell_of(line))}, by round")
-        others = [(cost(*spent_of(line)), 100 * line["value"]) for line in ours if line not in best]
+            spent = [cost(*point[1:4]) for point in line["curve"]]
+            scores = [100 * point[-1] for point in line["curve"]]
+            axes.plot(spent, scores, dashes, color=COLOURS[0], label=f"{name_of(cell_of(line))}, by round")
         if others:
-            axes.scatter(*zip(*others, strict=True), color="#B0B0B0", s=22, label="FedBT, the other plans", zorder=3)
+            spent = [cost(*spent_of(line)) for line in others]
+            scores = [100 * line["value"] for line in others]
+            axes.scatter(spent, scores, color="#B0B0B0", s=22, label="FedBT, the other plans", zorder=3)
         for number, line in enumerate(best, 1):
-            style = {"color": COLOURS[1], "marker": f"${number}$", "s": 60 if number < 10 else 110, "zorder": 4}
-            axes.scatter(cost(*spent_of(line)), 100 * line["value"], label=f"FedBT, {line['variant']}", **style)
+            axes.scatter(
+                cost(*spent_of(line)),
+                100 * line["value"],
+                label=f"FedBT, {line['variant']}",
+                color=COLOURS[1],
+                marker=f"${number}$",
+                s=60 if number < 10 else 110,
+                zorder=4,
+            )
     axes_of[0].set_ylabel(f"{METRICS[lines[0]['metric']]} on validation text (%)")
     _finish(axes_of[0], "Client compute (TFLOP, all clients)")
     _finish(axes_of[1], "Bytes (MB, up and down, all clients)")
@@ -105,9 +121,16 @@ def _plans(lines: list[Line], dataset: str, path: Path) -> None:
 
 def _unbeaten(line: Line, others: list[Line], cost: Cost) -> bool:
     """Say whether no plan that costs as much or less scores better, nor a cheaper one as well."""
-    spent, score = cost(*spent_of(line)), line["value"]
-    rivals = [(cost(*spent_of(other)), other["value"]) for other in others]
-    return all(value <= score if other >= spent else value < score for other, value in rivals if other <= NEAR * spent)
+    own_cost = cost(*spent_of(line))
+    for rival in others:
+        rival_cost = cost(*spent_of(rival))
+        if rival_cost > NEAR * own_cost:
+            continue
+        if rival["value"] > line["value"]:
+            return False
+        if rival["value"] == line["value"] and rival_cost < own_cost:
+            return False
+    return True
 
 
 NEAR = 1.02  # costs that differ by less count as equal
@@ -135,7 +158,8 @@ def _finish(axes: "Axes", label: str) -> None:
 
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 60 * low else (1.0,)))
+    marked = (1.0, 2.0, 5.0) if high < 60 * low else (1.0,)  # of each power of ten
+    axes.xaxis.set_major_locator(LogLocator(subs=marked))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(label)

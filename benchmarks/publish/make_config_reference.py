@@ -4,12 +4,12 @@ import json
 import re
 import sys
 from dataclasses import fields
-from pathlib import Path
 
-from fedbt_app.config import APP_DIR, NODE_KEYS, RunConfig, defaults
+from benchmarks.results import ROOT
+from fedbt_app.config import NODE_KEYS, RunConfig, defaults
 
-TARGET = Path(__file__).with_name("config.md")
-PROJECT = APP_DIR / "pyproject.toml"
+TARGET = ROOT / "docs" / "config.md"
+PROJECT = ROOT / "pyproject.toml"
 TABLE = re.compile(r"^(\[tool\.flwr\.app\.config\]\n).*?(?=^$|\Z)", re.MULTILINE | re.DOTALL)
 HEAD = """# Configuration
 
@@ -32,10 +32,18 @@ def text() -> str:
     for spec in fields(RunConfig):
         name = spec.name.replace("_", "-")
         choices = spec.metadata["choices"]
-        meaning = spec.metadata["doc"] + (f" One of {', '.join(f'`{one}`' for one in choices)}." if choices else "")
-        shown = str(values[name]).lower() if isinstance(values[name], bool) else str(values[name])
-        rows.append(f"| `{name}` | {f'`{shown}`' if shown else ''} | {meaning} |\n")
+        meaning = spec.metadata["doc"]
+        if choices:
+            meaning += f" One of {', '.join(map(_code, choices))}."
+        default = str(values[name])
+        if isinstance(values[name], bool):
+            default = default.lower()  # as TOML has it
+        rows.append(f"| {_code(name)} | {_code(default)} | {meaning} |\n")
     return HEAD + "".join(rows) + TAIL
+
+
+def _code(text: str) -> str:
+    return text and f"`{text}`"
 
 
 def project(current: str) -> str:

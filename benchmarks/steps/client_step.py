@@ -18,47 +18,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tables
-import variants
-import workload
-from tables import KEYS, Row
-from variants import METHODS, Part
-from workload import ARCHITECTURES, BATCH, LENGTH, TASKS, Setting, Work, Workload
-
-from fedbt_app.costs.cost_model import StepShape
+from benchmarks import results, workload
+from benchmarks.machine import machine
+from benchmarks.results import RESULTS, ROOT, Row
+from benchmarks.steps import tables, variants
+from benchmarks.steps.tables import KEYS
+from benchmarks.steps.variants import METHODS, Part
+from benchmarks.workload import ARCHITECTURES, BATCH, LENGTH, Setting, Work, Workload
+from fedbt_app.costs.formulas import StepShape
 from fedbt_app.costs.meter import FlopMeter
+from fedbt_app.tasks import TASKS
 
 ROUNDS_OF = ("mlm", "classification")  # tasks whose whole rounds are measured
 BASELINE = "baseline"  # of memory: a process that has only imported the libraries
 
 
 def main() -> None:
-    """Parse the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--arch", choices=ARCHITECTURES, default="bert-base")
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--lengths", nargs="+", choices=(str(LENGTH), "real"), default=[str(LENGTH), "real"])
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--raw", type=Path, help="folder with train.jsonl.gz: its texts' lengths are the real ones")
-    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/client_step.json"))
-    only = "only the table of whole rounds, or all but it; both tables if not given"
-    parser.add_argument("--round", action=argparse.BooleanOptionalAction, default=None, help=only)
-    parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)  # the rest is for processes of our own
-    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
-    parser.add_argument("--whole-round", nargs=4, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    """Measure what the command line names."""
+    options = _options()
     _quiet()
     if options.peak:
         method, task, depth, moment = options.peak
         print(json.dumps(_peak(options, method, task, int(depth), moment)))
     elif options.whole_round:
-        import client_round  # brings Flower: not for the memory of a step
-
         method, task, depth, began = options.whole_round
-        setting = Setting(options.checkpoint, task, options.precision == "bf16")
-        with tempfile.TemporaryDirectory() as scratch:
-            print(json.dumps(client_round.measure(setting, method, int(depth), Path(scratch), float(began))))
+        print(json.dumps(_whole_round(options, method, task, int(depth), float(began))))
     else:
         with tempfile.TemporaryDirectory() as folder:
             options.checkpoint = Path(folder)
@@ -66,18 +50,38 @@ def main() -> None:
             _both_tables(options)
 
 
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--arch", choices=ARCHITECTURES, default="bert-base")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--lengths", nargs="+", choices=(str(LENGTH), "real"), default=[str(LENGTH), "real"])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--raw", type=Path, help="folder with train.jsonl.gz: its texts' lengths are the real ones")
+    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
+    parser.add_argument("--output", type=Path, default=RESULTS / "client_step.json")
+    only = "only the table of whole rounds, or all but it; both tables if not given"
+    parser.add_argument("--round", action=argparse.BooleanOptionalAction, default=None, help=only)
+    parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)  # the rest is for processes of our own
+    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--whole-round", nargs=4, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
 def _both_tables(options: argparse.Namespace) -> None:
     if options.round is not True:
-        rows, peaks = [], _Peaks(options)
+        rows = []
+        peaks = _Peaks(options)
         for task in options.tasks:
             for length in options.lengths:
                 rows += _with_ratios(_compare(options, task, length, peaks))
                 gc.collect()  # a task's models go before the next task's come
-                tables.store(options.output, rows)
+                results.store(options.output, rows, KEYS)
         tables.print_steps(rows)
-    if options.round is not False and (rows := _rounds(options)):
-        tables.store(options.output.with_name("client_round.json"), rows)
-        tables.print_rounds(rows)
+    if options.round is not False:
+        rows = _rounds(options)
+        if rows:
+            results.store(options.output.with_name("client_round.json"), rows, KEYS)
+            tables.print_rounds(rows)
 
 
 # Steps --------------------------------------------------------------------------------------------------------
@@ -112,7 +116,9 @@ class _Sample:
 def _compare(options: argparse.Namespace, task: str, length: str, peaks: "_Peaks") -> list[Row]:
     """Measure all methods on one task and distribution of lengths, repetition by repetition."""
     setting = Setting(options.checkpoint, task, options.precision == "bf16")
-    lengths = workload.real_lengths(options.raw) if length == "real" else [LENGTH] * BATCH
+    lengths = [LENGTH] * BATCH
+    if length == "real":
+        lengths = workload.real_lengths(options.raw)
     load = workload.make(setting, lengths)
     compared = [(method, depth) for method in METHODS for depth in setting.local_depths(method)]
     memory = {variant: peaks.of(*variant, task) for variant in compared}  # before this process needs much itself
@@ -127,6 +133,9 @@ def _compare(options: argparse.Namespace, task: str, length: str, peaks: "_Peaks
                 sample.run()
     rows = []
     for (method, depth), own in samples.items():
+        batch_lengths = [work.batch.shape[1] for work in load.works]
+        if own[0].part.padded:
+            batch_lengths = [LENGTH]
         variant = (options.arch, task, method, depth, length, options.precision)
         row = dict(zip(KEYS, variant, strict=True)) | {
             "train_flops": round(_mean(own, lambda sample: sample.flops)),
@@ -135,15 +144,19 @@ def _compare(options: argparse.Namespace, task: str, length: str, peaks: "_Peaks
             "seconds_max": _mean(own, lambda sample: max(sample.seconds)),
             "peak_memory_bytes": memory[method, depth],
             "baseline_memory_bytes": peaks.of(BASELINE, 0, task),
-            "batch_lengths": [LENGTH] if own[0].part.padded else [work.batch.shape[1] for work in load.works],
+            "batch_lengths": batch_lengths,
             "repetitions": options.repetitions,
         }
-        rows.append(row | tables.machine())
+        rows.append(row | machine())
     return rows
 
 
 def _samples(parts: Sequence[Part], load: Workload) -> list[_Sample]:
-    return [_Sample(part, work) for part in parts for work in (load.works[:1] if part.padded else load.works)]
+    samples = []
+    for part in parts:
+        works = load.works[:1] if part.padded else load.works
+        samples += [_Sample(part, work) for work in works]
+    return samples
 
 
 def _mean(samples: Sequence[_Sample], value: Callable[[_Sample], float]) -> float:
@@ -155,7 +168,8 @@ def _mean(samples: Sequence[_Sample], value: Callable[[_Sample], float]) -> floa
 def _with_ratios(rows: list[Row]) -> list[Row]:
     """Add each row's costs as a share of the full-model methods' on the same task and length."""
     by_method = {row["method"]: row for row in rows}
-    stock, same = by_method["full-stock"], by_method["full-optimised"]
+    stock = by_method["full-stock"]
+    same = by_method["full-optimised"]
     for row in rows:
         row["ratio_flops_stock"] = row["train_flops"] / stock["train_flops"]
         row["ratio_flops_same"] = row["train_flops"] / same["train_flops"]
@@ -180,7 +194,10 @@ class _Peaks:
         self._known: dict[tuple[str, ...], int] = {}
 
     def of(self, method: str, depth: int, task: str) -> int:
-        key = (method, task if method != BASELINE else TASKS[0], str(depth))
+        """Return it in bytes."""
+        if method == BASELINE:
+            task = next(iter(TASKS))  # it is the same for all
+        key = (method, task, str(depth))
         if key not in self._known:
             moments = ("first", "largest") if method == "fedbt" else ("only",)
             self._known[key] = max(_in_process(self._options, "--peak", *key, moment) for moment in moments)
@@ -193,7 +210,10 @@ def _peak(options: argparse.Namespace, method: str, task: str, depth: int, momen
 
     if method != BASELINE:
         setting = Setting(options.checkpoint, task, options.precision == "bf16")
-        plan = setting.schedule(depth)[0] if moment == "first" else variants.largest(setting, depth)
+        if moment == "first":
+            plan = setting.schedule(depth)[0]
+        else:
+            plan = variants.largest(setting, depth)
         load = workload.make(setting, [LENGTH] * BATCH * 2)
         if method == "fedbt":
             variants.train_round(setting, plan, load.rows, options.checkpoint / "prefix")
@@ -201,7 +221,18 @@ def _peak(options: argparse.Namespace, method: str, task: str, depth: int, momen
             (part,) = variants.parts(setting, method, depth, load, only=plan)
             for work in load.works:
                 part.run(work)
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+    status = Path("/proc/self/status").read_text()
+    kibibytes = status.split("VmHWM:")[1].split()[0]
+    return int(kibibytes) * 1024
+
+
+def _whole_round(options: argparse.Namespace, method: str, task: str, depth: int, began: float) -> dict[str, float]:
+    """Do a whole round in this process and return its seconds."""
+    from benchmarks.steps import client_round  # brings Flower: not for the memory of a step
+
+    setting = Setting(options.checkpoint, task, options.precision == "bf16")
+    with tempfile.TemporaryDirectory() as scratch:
+        return client_round.measure(setting, method, depth, Path(scratch), began)
 
 
 def _rounds(options: argparse.Namespace) -> list[Row]:
@@ -212,14 +243,15 @@ def _rounds(options: argparse.Namespace) -> list[Row]:
             print(f"whole round: {task}, {method}", file=sys.stderr)
             seconds = _in_process(options, "--whole-round", method, task, str(depth), str(time.time()))
             variant = (options.arch, task, method, depth, str(LENGTH), options.precision)
-            rows.append(dict(zip(KEYS, variant, strict=True)) | {"seconds": seconds} | tables.machine())
+            rows.append(dict(zip(KEYS, variant, strict=True)) | {"seconds": seconds} | machine())
     return rows
 
 
 def _in_process(options: argparse.Namespace, *arguments: str) -> Any:
     fixed = ["--arch", options.arch, "--precision", options.precision, "--checkpoint", str(options.checkpoint)]
-    command = [sys.executable, __file__, *fixed, *arguments]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    command = [sys.executable, "-m", "benchmarks.steps.client_step", *fixed, *arguments]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _quiet() -> None:

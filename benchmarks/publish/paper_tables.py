@@ -3,14 +3,14 @@
 import statistics
 from collections.abc import Callable, Sequence
 
-from marks import table
-from paper_statistics import (
+from benchmarks.publish.marks import table
+from benchmarks.publish.paper_statistics import (
     BASE,
     COSTS,
     MARGIN,
     NO_SHARES,
     REFERENCE,
-    Line,
+    Cell,
     cell_of,
     cells_of,
     costs_of,
@@ -30,6 +30,7 @@ from paper_statistics import (
     tflop,
     title_of,
 )
+from benchmarks.results import Line, best
 
 DATASETS = ("raw_biomed", "chemprot", "ncbi_disease", "bc5cdr")  # in this order, and methods in that of METHODS
 METHODS = ("base", "BERT-C", "BERT-FL", "FedBT", "FedBT-LoRA", "LoRA", "shallow student", "head")
@@ -44,7 +45,9 @@ def blocks(lines: list[Line]) -> dict[str, str]:
         datasets = {line["dataset"] for line in own}
         others = [line for line in lines if line["table"] == beside and line["dataset"] in datasets]
         known = [line for line in others if line["method"] in (BASE[0], REFERENCE[0], "FedBT")]
-        return make([*known, *own]) if own else NONE_YET
+        if not own:
+            return NONE_YET
+        return make([*known, *own])
 
     return {
         "finetune-tuning": of("finetune-tuning", tuning),
@@ -73,34 +76,62 @@ def ordered(lines: list[Line]) -> list[Line]:
 
 
 def _index(names: Sequence[str], name: str) -> int:
-    return names.index(name) if name in names else len(names)
+    if name not in names:
+        return len(names)
+    return names.index(name)
 
 
 def tuning(lines: list[Line]) -> str:
     """Return one row a method: what was tried, its score on validation text, the best in bold."""
-    datasets = list(dict.fromkeys(line["dataset"] for line in lines))
+    datasets = _datasets(lines)
     rows = []
     for method in dict.fromkeys(line["method"] for line in lines):
         row = [method]
         for dataset in datasets:
-            of_both = (line for line in lines if (line["method"], line["dataset"]) == (method, dataset))
-            own = sorted(of_both, key=lambda line: tuple(line["tried"].values()))
-            chosen = _best(own)["variant"] if own else ""
-            tried = [f"{_tried(line)}: {score_text(line['metric'], line['value'])}" for line in own]
-            bold = ["**{}**" if line["variant"] == chosen else "{}" for line in own]
-            row.append("; ".join(form.format(text) for form, text in zip(bold, tried, strict=True)))
+            own = [line for line in lines if (line["method"], line["dataset"]) == (method, dataset)]
+            row.append(_all_tried(own))
         rows.append(row)
-    return table(f"| method | {' | '.join(title_of(lines, dataset) for dataset in datasets)} |", rows)
+    titles = " | ".join(title_of(lines, dataset) for dataset in datasets)
+    return table(f"| method | {titles} |", rows)
+
+
+def _datasets(lines: list[Line]) -> list[str]:
+    return list(dict.fromkeys(line["dataset"] for line in lines))
+
+
+def _of_dataset(lines: list[Line], dataset: str) -> dict[Cell, list[Line]]:
+    return cells_of(line for line in lines if line["dataset"] == dataset)
+
+
+def _all_tried(lines: list[Line]) -> str:
+    """Return what was tried for one method on one data set, with scores, the best in bold."""
+    if not lines:
+        return ""
+    chosen = best(lines)["variant"]
+    texts = []
+    for line in sorted(lines, key=lambda line: tuple(line["tried"].values())):
+        text = f"{_tried(line)}: {score_text(line['metric'], line['value'])}"
+        if line["variant"] == chosen:
+            text = f"**{text}**"
+        texts.append(text)
+    return "; ".join(texts)
+
+
+def _tried(line: Line) -> str:
+    texts = []
+    for name, value in line["tried"].items():
+        texts.append(f"{value:g}" if name == "learning-rate" else f"rank {value}")
+    return ", ".join(texts)
 
 
 def comparison(lines: list[Line]) -> str:
     """Return a table for each data set: score, paired tests against BERT-FL, costs as shares of its costs."""
     made = []
-    for dataset in dict.fromkeys(line["dataset"] for line in lines):
-        cells = cells_of(line for line in lines if line["dataset"] == dataset)
-        rows = [
-            [name_of(cell), *tests_against_reference(own, cells), *costs_of(own, cells)] for cell, own in cells.items()
-        ]
+    for dataset in _datasets(lines):
+        cells = _of_dataset(lines, dataset)
+        rows = []
+        for cell, own in cells.items():
+            rows.append([name_of(cell), *tests_against_reference(own, cells), *costs_of(own, cells)])
         tests = "points to BERT-FL (seeds) | p, t-test | p, TOST 1 point"
         head = f"| {title_of(lines, dataset)} | mean ± sd (seeds) | {tests} | {COSTS} |"
         made.append(table(head, rows))
@@ -115,19 +146,24 @@ def main_table(lines: list[Line]) -> str:
     own = [line for line in lines if line["table"] == "finetune"]
     if not own:
         return NONE_YET
-    datasets = list(dict.fromkeys(line["dataset"] for line in own))
+    datasets = _datasets(own)
     rows = []
     for cell, lines_of_cell in cells_of(own).items():
-        if len({line["dataset"] for line in lines_of_cell}) < min(2, len(datasets)):
+        if len(_datasets(lines_of_cell)) < min(2, len(datasets)):
             continue
-        row, shares = [name_of(cell)], []
+        row = [name_of(cell)]
+        shares = []
         for dataset in datasets:
-            cells = cells_of(line for line in own if line["dataset"] == dataset)
-            row.append(spread_text(cells.get(cell, [])))
-            if known := shares_of(cells.get(cell, []), cells.get(REFERENCE, [])):
+            cells = _of_dataset(own, dataset)
+            lines_here = cells.get(cell, [])
+            row.append(spread_text(lines_here))
+            known = shares_of(lines_here, cells.get(REFERENCE, []))
+            if known:
                 shares.append(known)
-        means = [mean_share(column) for column in zip(*shares, strict=True)]
-        costs = shares_text(means, lines_of_cell) if means else NO_SHARES
+        costs = NO_SHARES
+        if shares:
+            means = [mean_share(column) for column in zip(*shares, strict=True)]
+            costs = shares_text(means, lines_of_cell)
         rows.append([*row, *costs[1:]])  # padding is not a method's: the stock step's share is in docs/results.md
     titles = " | ".join(title_of(own, dataset) for dataset in datasets)
     return table(f"| method | {titles} | FLOPs, of BERT-FL | uplink | downlink | client seconds |", rows)
@@ -140,24 +176,30 @@ def pretraining(lines: list[Line]) -> str:
     """
     own = [line for line in lines if line["metric"] == "loss"]
     after = [line for line in lines if line["metric"] != "loss"]
-    losses, datasets = cells_of(own), list(dict.fromkeys(line["dataset"] for line in after))
-    scores = {dataset: cells_of(line for line in after if line["dataset"] == dataset) for dataset in datasets}
+    losses = cells_of(own)
+    datasets = _datasets(after)
     rows = []
     for cell in sorted(cells_of(lines), key=lambda cell: cell != BASE):
-        loss = spread_text(losses.get(cell, []))
-        if cell == BASE:
-            loss = f"{statistics.mean(line['initial'] for line in losses[REFERENCE]):.4f}"
         of_cell = losses.get(cell, [])
+        loss = spread_text(of_cell)
+        if cell == BASE:  # what all of them started from
+            loss = f"{statistics.mean(line['initial'] for line in losses[REFERENCE]):.4f}"
         row = [name_of(cell), loss, loss_ratio_text(of_cell, losses), *equal_cost_texts(of_cell, losses)]
-        for cells in scores.values():
-            differences = [] if cell == BASE else paired_differences(cells.get(cell, []), cells.get(BASE, []))
-            row += [spread_text(cells.get(cell, [])), points_text(differences)]
+        for dataset in datasets:
+            row += _against_base(cell, _of_dataset(after, dataset))
         rows.append([*row, *costs_of(of_cell, losses)])
     titles = "".join(f"{title_of(after, dataset)} | points to base (seeds) | " for dataset in datasets)
-    loss_titles = (
-        f"{title_of(own, own[0]['dataset'])} | of BERT-FL's (seeds) | BERT-FL's at these FLOPs | at these bytes"
-    )
+    loss_title = title_of(own, own[0]["dataset"])
+    loss_titles = f"{loss_title} | of BERT-FL's (seeds) | BERT-FL's at these FLOPs | at these bytes"
     return table(f"| method | {loss_titles} | {titles}{COSTS} |", rows)
+
+
+def _against_base(cell: Cell, cells: dict[Cell, list[Line]]) -> list[str]:
+    """Return the cell's score on one data set, and its distance to the base's."""
+    own = cells.get(cell, [])
+    if cell == BASE:
+        return [spread_text(own), ""]
+    return [spread_text(own), points_text(paired_differences(own, cells.get(BASE, [])))]
 
 
 def plans(lines: list[Line]) -> str:
@@ -166,17 +208,18 @@ def plans(lines: list[Line]) -> str:
     The last columns are what BERT-FL had reached at a plan's FLOPs and at its bytes.
     """
     made = []
-    for dataset in dict.fromkeys(line["dataset"] for line in lines):
-        cells = cells_of(line for line in lines if line["dataset"] == dataset)
-        rows = []
-        spent = {
-            cell: [statistics.mean(cost(*spent_of(line)) for line in own) for cost in (tflop, megabytes)]
-            for cell, own in cells.items()
-        }
-        for cell, own in sorted(cells.items(), key=lambda item: (item[0][0], spent[item[0]])):
-            flops, traffic = spent[cell]
+    for dataset in _datasets(lines):
+        cells = _of_dataset(lines, dataset)
+        ranked = []
+        for cell, own in cells.items():
+            flops = statistics.mean(tflop(*spent_of(line)) for line in own)
+            traffic = statistics.mean(megabytes(*spent_of(line)) for line in own)
             at_equal_cost = equal_cost_texts(own, cells)
-            rows.append([name_of(cell), spread_text(own), f"{flops:.1f}", f"{traffic:,.0f}", *at_equal_cost])
+            row = [name_of(cell), spread_text(own), f"{flops:.1f}", f"{traffic:,.0f}", *at_equal_cost]
+            method = cell[0]
+            ranked.append(((method, flops, traffic), row))
+        ranked.sort(key=lambda pair: pair[0])
+        rows = [row for _, row in ranked]
         costs = "TFLOP of all clients | MB both ways | BERT-FL at these FLOPs | at these bytes"
         head = f"| plan | {title_of(lines, dataset)} | {costs} |"
         made.append(table(head, rows))
@@ -188,9 +231,10 @@ def skew(lines: list[Line]) -> str:
     rows = []
     fedbt = [line for line in lines if line["method"] == "FedBT"]
     for dataset, variant in dict.fromkeys((line["dataset"], line["variant"]) for line in fedbt):
-        own = cells_of(line for line in lines if line["dataset"] == dataset)
+        cells = _of_dataset(lines, dataset)
         plan, split = variant.split(", ", 1)
-        full, ours = own.get((REFERENCE[0], split), []), own["FedBT", variant]
+        full = cells.get((REFERENCE[0], split), [])
+        ours = cells["FedBT", variant]
         named = split.replace("partitioner=", "").replace("partition-weights=", "").replace("dirichlet-", "")
         points = points_text(paired_differences(ours, full))
         rows.append([title_of(lines, dataset), named, spread_text(full), plan, spread_text(ours), points])
@@ -200,25 +244,17 @@ def skew(lines: list[Line]) -> str:
 def cost_to_target(lines: list[Line]) -> str:
     """Return, from the seed with a curve, what each method spent to come within 2 points of BERT-FL's final score."""
     rows = []
-    for dataset in dict.fromkeys(line["dataset"] for line in lines):
+    for dataset in _datasets(lines):
         curves = {cell_of(line): line for line in lines if line["dataset"] == dataset and len(line["curve"]) > 1}
         if REFERENCE not in curves:
             continue
         goal = curves[REFERENCE]["value"] - 2 * MARGIN
+        metric = curves[REFERENCE]["metric"]
+        goal_text = f"{title_of(lines, dataset)} ≥ {score_text(metric, goal)}"
         for cell, line in curves.items():
             reached = next((point for point in line["curve"] if point[-1] >= goal), None)
             spent = ["not reached"] * 3
             if reached:
                 spent = [str(reached[0]), f"{tflop(*reached[1:4]):.1f}", f"{megabytes(*reached[1:4]):,.1f}"]
-            rows.append([f"{title_of(lines, dataset)} ≥ {score_text(line['metric'], goal)}", name_of(cell), *spent])
+            rows.append([goal_text, name_of(cell), *spent])
     return table("| goal | method | rounds | TFLOP of all clients | MB both ways |", rows)
-
-
-def _tried(line: Line) -> str:
-    return ", ".join(
-        f"{value:g}" if name == "learning-rate" else f"rank {value}" for name, value in line["tried"].items()
-    )
-
-
-def _best(lines: list[Line]) -> Line:
-    return (min if lines[0]["metric"] == "loss" else max)(lines, key=lambda line: line["value"])

@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from variants import SETTINGS, train_round
-from workload import BATCH, LENGTH, Setting, random_rows
 
+from benchmarks.steps.variants import SETTINGS, train_round
+from benchmarks.workload import BATCH, LENGTH, Setting, random_rows
 from fedbt_app.client.client import synchronise
 from fedbt_app.client.pool import ParameterPool
 from fedbt_app.codec.feedback import encode_with_feedback
-from fedbt_app.costs.cost_model import StepShape, full_plan, step_flops
+from fedbt_app.costs.formulas import StepShape
 from fedbt_app.costs.meter import FlopMeter
 from fedbt_app.model.checkpoint import Checkpoint
 from fedbt_app.model.local_model import build
 from fedbt_app.model.weights import Weights, new_tensors
 from fedbt_app.parts import HEAD
-from fedbt_app.plan import RoundPlan
+from fedbt_app.plan import RoundPlan, full_plan
 from fedbt_app.server.state import GlobalState
 from fedbt_app.training import train
 from fedbt_app.wire.messages import Request, Sync
@@ -42,7 +42,10 @@ def measure(setting: Setting, method: str, local_depth: int, scratch: Path, bega
     from transformers import BertForMaskedLM  # noqa: F401 (the lazy import that building a model waits for)
 
     seconds = {"import": time.time() - began}
-    plan = full_plan(setting.arch.depth) if method == "full" else _typical(setting, local_depth)
+    if method == "full":
+        plan = full_plan(setting.arch.depth)
+    else:
+        plan = _typical(setting, local_depth)
     pool = ParameterPool(scratch / "pool", secrets.token_hex(16), "client")
     rows = random_rows([LENGTH] * STEPS * BATCH)
     request = _request(setting, plan, pool)
@@ -55,9 +58,11 @@ def measure(setting: Setting, method: str, local_depth: int, scratch: Path, bega
     assert held == request.sync.expected, "the pool did not take the update"
     clock.stop("sync")
     local = build(weights, plan, bfloat16=setting.bfloat16)
-    cache = None if method == "full" else setting.open_cache(scratch / "prefix", rows)
+    cache = None
+    if method != "full":
+        cache = setting.open_cache(scratch / "prefix", rows)
     clock.stop("load")
-    train.run(local, rows, setting.collator, SETTINGS, FlopMeter(), [0], cache)
+    train.run(local, rows, setting.collator, SETTINGS, FlopMeter(), cache)
     if cache:
         cache.close()
     clock.stop("train")
@@ -66,32 +71,37 @@ def measure(setting: Setting, method: str, local_depth: int, scratch: Path, bega
             _, _, dropped = encode_with_feedback(tensors, pool.residual(part), codec)
             pool.store_residual(part, dropped)
         clock.stop(f"encode_{codec}")
-    return seconds | {"total": sum(seconds[phase] for phase in PHASES if phase != "encode_int4")}
+    seconds["total"] = sum(seconds[phase] for phase in PHASES if phase != "encode_int4")
+    return seconds
 
 
 class _Clock:
     def __init__(self, seconds: dict[str, float]) -> None:
-        self._seconds, self._last = seconds, time.perf_counter()
+        self._seconds = seconds
+        self._last = time.perf_counter()
 
     def stop(self, phase: str) -> None:
         now = time.perf_counter()
-        self._seconds[phase], self._last = now - self._last, now
+        self._seconds[phase] = now - self._last
+        self._last = now
 
 
 def _typical(setting: Setting, local_depth: int) -> RoundPlan:
     """Return the plan of the schedule whose step costs nearest to the mean."""
     shape = StepShape(BATCH, LENGTH, 1)
     plans = setting.schedule(local_depth)
-    costs = [step_flops(setting.arch, setting.task, len(setting.labels), plan, shape) for plan in plans]
+    costs = [setting.costs.step_flops(plan, shape) for plan in plans]
     mean = sum(costs) / len(costs)
     return min(zip(plans, costs, strict=True), key=lambda pair: abs(pair[1] - mean))[0]
 
 
 def _request(setting: Setting, plan: RoundPlan, pool: ParameterPool) -> Request:
     """Play the server: bring the pool to the state before the round's delta, then return what sends that."""
-    checkpoint, weights = setting.weights.checkpoint, setting.weights
+    weights = setting.weights
+    checkpoint = weights.checkpoint
     state = GlobalState(checkpoint)
-    if lacking := weights.lacking(HEAD):
+    lacking = weights.lacking(HEAD)
+    if lacking:
         state.introduce(HEAD, new_tensors(lacking, seed=1))
     first = Request(Sync("", state.updates_for({}), state.states()), setting.labels)
     held = synchronise(pool, Weights(checkpoint, pool.tensors, weights.spec), first)

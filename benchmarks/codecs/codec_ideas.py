@@ -1,4 +1,4 @@
-"""Ideas for a better codec, on the deltas that benchmarks/codec.py kept: bits per parameter and relative error.
+"""Ideas for a better codec, on the deltas that codec.py kept: bits per parameter and relative error.
 
 Each is the product's own codec with something around it, without error feedback. An idea is worth its code only if
 at the same bits its error is lower. Writes benchmarks/results/codec_ideas.json.
@@ -9,11 +9,12 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import tables
 import torch
-from codec import relative_error
 from safetensors.torch import load_file
 
+from benchmarks import results
+from benchmarks.codecs.codec import relative_error
+from benchmarks.results import RESULTS, Row
 from fedbt_app.codec.codec import decode, encode
 from fedbt_app.tensors import Tensors
 
@@ -25,24 +26,25 @@ def main() -> None:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/codec-benchmark"), help="folder of codec.py's runs")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/codec_ideas.json"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "codec_ideas.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     for scenario in ("classification", "mlm"):
         deltas = [load_file(path) for path in sorted(options.work.glob(f"{scenario}-float32-*/deltas/*.safetensors"))]
         for name, idea in IDEAS.items():
-            results = [idea(delta) for delta in deltas]
-            row = {
+            sent = [idea(delta) for delta in deltas]
+            row: Row = {
                 "scenario": scenario,
                 "idea": name,
-                "bits_per_parameter": sum(bits for bits, _ in results) / sum(map(_size, deltas)),
-                "relative_error": relative_error(deltas, [received for _, received in results]),
+                "bits_per_parameter": sum(bits for bits, _ in sent) / sum(map(_size, deltas)),
+                "relative_error": relative_error(deltas, [received for _, received in sent]),
                 "deltas": len(deltas),
             }
             rows.append(row)
-            print("| {scenario} | {idea} | {bits_per_parameter:.2f} | {relative_error:.3f} |".format(**row), flush=True)
-    tables.store(options.output, rows, ("scenario", "idea"))
+            figures = f"{row['bits_per_parameter']:.2f} | {row['relative_error']:.3f}"
+            print(f"| {scenario} | {name} | {figures} |", flush=True)
+    results.store(options.output, rows, ("scenario", "idea"))
 
 
 def _size(tensors: Tensors) -> int:
@@ -63,15 +65,19 @@ def as_it_is(codec: str) -> Callable[[Tensors], Result]:
 def rotated(codec: str) -> Callable[[Tensors], Result]:
     """Spread outliers over groups of 128 elements by a Hadamard rotation, which the receiver undoes."""
     hadamard = torch.ones(1, 1)
-    while len(hadamard) < GROUP:
-        hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)])
+    while len(hadamard) < GROUP:  # twice the size from four copies, the last with its sign turned
+        upper = torch.cat([hadamard, hadamard], 1)
+        lower = torch.cat([hadamard, -hadamard], 1)
+        hadamard = torch.cat([upper, lower])
     hadamard /= math.sqrt(GROUP)
 
     def turn(tensors: Tensors) -> Tensors:
-        return {
-            name: (value.reshape(-1, GROUP) @ hadamard).reshape(value.shape) if _divides(value) else value
-            for name, value in tensors.items()
-        }
+        turned = {}
+        for name, value in tensors.items():
+            if _divides(value):
+                value = (value.reshape(-1, GROUP) @ hadamard).reshape(value.shape)
+            turned[name] = value
+        return turned
 
     def send(tensors: Tensors) -> Result:
         bits, received = as_it_is(codec)(turn(tensors))
@@ -126,11 +132,15 @@ def largest_only(share: float) -> Callable[[Tensors], Result]:
 def by_energy(tensors: Tensors) -> Result:
     """Give the half of the elements that is in the tensors of most energy an element int4, the rest int2."""
     order = sorted(tensors, key=lambda name: float(tensors[name].square().mean()), reverse=True)
-    total, received, given = 0.0, {}, 0
+    total = 0.0
+    received: Tensors = {}
+    elements_given = 0
     for name in order:
-        bits, got = as_it_is("int4" if given < _size(tensors) / 2 else "int2")({name: tensors[name]})
-        total, given = total + bits, given + tensors[name].numel()
+        codec = "int4" if elements_given < _size(tensors) / 2 else "int2"
+        bits, got = as_it_is(codec)({name: tensors[name]})
+        total += bits
         received |= got
+        elements_given += tensors[name].numel()
     return total, received
 
 
@@ -138,8 +148,10 @@ def without_vectors(codec: str) -> Callable[[Tensors], Result]:
     """Leave out biases and LayerNorm weights."""
 
     def send(tensors: Tensors) -> Result:
-        bits, received = as_it_is(codec)({name: value for name, value in tensors.items() if value.ndim > 1})
-        return bits, {name: torch.zeros_like(value) for name, value in tensors.items()} | received
+        matrices = {name: value for name, value in tensors.items() if value.ndim > 1}
+        bits, received = as_it_is(codec)(matrices)
+        zeros = {name: torch.zeros_like(value) for name, value in tensors.items()}
+        return bits, zeros | received
 
     return send
 

@@ -4,11 +4,11 @@ import math
 import statistics
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import Any
 
 from scipy import stats
 
-Line = dict[str, Any]
+from benchmarks.results import Line
+
 Cell = tuple[str, str]  # method, variant
 Cost = Callable[[float, float, float], float]  # of FLOPs, bytes up and bytes down
 
@@ -47,36 +47,47 @@ def title_of(lines: Iterable[Line], dataset: str) -> str:
 
 def score_text(metric: str, value: float) -> str:
     """Return a loss as it is, a share in per cent."""
-    return f"{value:.4f}" if metric == "loss" else f"{100 * value:.2f} %"
+    if metric == "loss":
+        return f"{value:.4f}"
+    return f"{100 * value:.2f} %"
 
 
 def points_text(differences: list[float]) -> str:
     """Return the mean difference in points and, of several, each seed's."""
     if not differences:
         return ""
-    return _with_seeds(_signed(statistics.mean(differences), 2), [_signed(one, 1) for one in differences])
+    mean = _signed(statistics.mean(differences), 2)
+    return _with_seeds(mean, [_signed(difference, 1) for difference in differences])
 
 
 def _signed(difference: float, digits: int) -> str:
-    return f"{round(100 * difference, digits) or 0.0:+.{digits}f}"  # no minus before a zero
+    points = round(100 * difference, digits) or 0.0  # no minus before a zero
+    return f"{points:+.{digits}f}"
 
 
 def _with_seeds(mean: str, seeds: list[str]) -> str:
-    return f"{mean} ({', '.join(seeds)})" if len(set(seeds)) > 1 else mean
+    if len(set(seeds)) == 1:
+        return mean
+    return f"{mean} ({', '.join(seeds)})"
 
 
 def spread_text(lines: list[Line]) -> str:
     """Return mean, standard deviation and number of seeds."""
     if not lines:
         return ""
-    values, metric = [line["value"] for line in lines], lines[0]["metric"]
-    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-    spread = f"{deviation:.4f}" if metric == "loss" else f"{100 * deviation:.2f}"
-    return f"{score_text(metric, statistics.mean(values))} ± {spread} ({len(values)})".replace(" ± nan", "")
+    metric = lines[0]["metric"]
+    values = [line["value"] for line in lines]
+    text = score_text(metric, statistics.mean(values))
+    if len(values) > 1:
+        deviation = score_text(metric, statistics.stdev(values)).removesuffix(" %")
+        text += f" ± {deviation}"
+    return f"{text} ({len(values)})"
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if share >= 0.1 else f"{100 * share:.2f} %"
+    if share >= 0.1:
+        return f"{100 * share:.1f} %"
+    return f"{100 * share:.2f} %"
 
 
 # Statistics ---------------------------------------------------------------------------------------------------
@@ -90,25 +101,31 @@ def tests_against_reference(own: list[Line], cells: dict[Cell, list[Line]]) -> l
     mean = points_text(differences)
     if len(differences) < 3 or len(set(differences)) == 1:
         return [spread_text(own), mean, "", ""]
-    t = stats.ttest_1samp(differences, 0).pvalue
+    differs = stats.ttest_1samp(differences, 0).pvalue
     above = stats.ttest_1samp(differences, -MARGIN, alternative="greater").pvalue
     below = stats.ttest_1samp(differences, MARGIN, alternative="less").pvalue
-    return [spread_text(own), mean, f"{t:.2f}", f"{max(above, below):.2f}"]
+    equivalent = max(above, below)
+    return [spread_text(own), mean, f"{differs:.2f}", f"{equivalent:.2f}"]
 
 
 def paired_differences(own: Iterable[Line], reference: Iterable[Line]) -> list[float]:
     """Return own minus reference, seed by seed."""
-    by_seed = {line["seed"]: line["value"] for line in reference}
-    return [line["value"] - by_seed[line["seed"]] for line in own if line["seed"] in by_seed]
+    return [line["value"] - full["value"] for line, full in _pairs(own, reference)]
+
+
+def _pairs(own: Iterable[Line], reference: Iterable[Line]) -> list[tuple[Line, Line]]:
+    """Return each own line with that of the same seed, where there is one."""
+    by_seed = {line["seed"]: line for line in reference}
+    return [(line, by_seed[line["seed"]]) for line in own if line["seed"] in by_seed]
 
 
 def loss_ratio_text(own: list[Line], losses: dict[Cell, list[Line]]) -> str:
     """Return the loss as a share of BERT-FL's: the mean and, of several, each seed's."""
-    by_seed = {line["seed"]: line["value"] for line in losses.get(REFERENCE, [])}
-    ratios = [line["value"] / by_seed[line["seed"]] for line in own if line["seed"] in by_seed]
+    ratios = [line["value"] / full["value"] for line, full in _pairs(own, losses.get(REFERENCE, []))]
     if not ratios:
         return ""
-    return _with_seeds(f"{100 * statistics.mean(ratios):.1f} %", [f"{100 * ratio:.1f}" for ratio in ratios])
+    mean = f"{100 * statistics.mean(ratios):.1f} %"
+    return _with_seeds(mean, [f"{100 * ratio:.1f}" for ratio in ratios])
 
 
 def equal_cost_texts(own: list[Line], cells: dict[Cell, list[Line]]) -> list[str]:
@@ -116,31 +133,37 @@ def equal_cost_texts(own: list[Line], cells: dict[Cell, list[Line]]) -> list[str
 
     Between rounds by a straight line.
     """
-    by_seed = {line["seed"]: line for line in cells.get(REFERENCE, [])}
-    pairs = [(line, by_seed[line["seed"]]) for line in own if line["seed"] in by_seed]
+    pairs = _pairs(own, cells.get(REFERENCE, []))
     if not pairs:
         return ["", ""]
-    found = [[_score_at(full, cost, cost(*spent_of(line))) for line, full in pairs] for cost in (tflop, megabytes)]
-    return [score_text(own[0]["metric"], statistics.mean(scores)) for scores in found]
+    texts = []
+    for cost in (tflop, megabytes):
+        scores = [_score_at(full, cost, cost(*spent_of(line))) for line, full in pairs]
+        texts.append(score_text(own[0]["metric"], statistics.mean(scores)))
+    return texts
 
 
 def _score_at(line: Line, cost: Cost, spent: float) -> float:
     """Return the score when the run had spent this much, the last one if it never did."""
-    points = [(0.0, line["initial"]), *((cost(*point[1:4]), point[-1]) for point in line["curve"])]
-    for (x, y), (next_x, next_y) in pairwise(points):
-        if spent <= next_x:
-            return y + (next_y - y) * (spent - x) / (next_x - x)
+    points: list[tuple[float, float]] = [(0.0, line["initial"])]
+    points += [(cost(*point[1:4]), point[-1]) for point in line["curve"]]
+    for (cost_before, score_before), (cost_after, score_after) in pairwise(points):
+        if spent <= cost_after:
+            gain = score_after - score_before
+            return score_before + gain * (spent - cost_before) / (cost_after - cost_before)
     return points[-1][1]
 
 
 # Costs --------------------------------------------------------------------------------------------------------
 
 COSTS = "FLOPs, of stock full | of BERT-FL | uplink | downlink | client seconds"
-_SHARES = (
+_SHARES = (  # a cost, and what of BERT-FL's it is a share of
     ("train_flops", "stock_flops"),
-    *((name, name) for name in ("train_flops", "uplink_bytes", "downlink_bytes", "client_seconds")),
+    ("train_flops", "train_flops"),
+    ("uplink_bytes", "uplink_bytes"),
+    ("downlink_bytes", "downlink_bytes"),
+    ("client_seconds", "client_seconds"),
 )
-
 NO_SHARES = [""] * len(_SHARES)
 
 
@@ -162,14 +185,18 @@ def megabytes(flops: float, up: float, down: float) -> float:
 def costs_of(own: list[Line], cells: dict[Cell, list[Line]]) -> list[str]:
     """Return the columns of COSTS for a cell, empty where BERT-FL has none of its seeds."""
     shares = shares_of(own, cells.get(REFERENCE, []))
-    return shares_text(shares, own) if shares else NO_SHARES
+    if not shares:
+        return NO_SHARES
+    return shares_text(shares, own)
 
 
 def shares_text(shares: list[float], own: list[Line]) -> list[str]:
     """Return the columns of COSTS."""
-    flops, of_reference, up, down, seconds = ("" if math.isnan(share) else _percent(share) for share in shares)
-    alone = own[0]["clients"] == 1  # centralised: nothing has to travel
-    return [flops, of_reference, *("-" if alone else share for share in (up, down)), seconds]
+    texts = ["" if math.isnan(share) else _percent(share) for share in shares]
+    flops, of_reference, up, down, seconds = texts
+    if own[0]["clients"] == 1:  # centralised: nothing has to travel
+        up = down = "-"
+    return [flops, of_reference, up, down, seconds]
 
 
 def shares_of(own: list[Line], reference: list[Line]) -> list[float]:
@@ -178,19 +205,24 @@ def shares_of(own: list[Line], reference: list[Line]) -> list[float]:
     FLOPs of the stock step (by formula) and of its own run, bytes, seconds. The latter are told from the seeds that
     both are known to have run on one kind of processor, and are not a number where there is none.
     """
-    by_seed = {line["seed"]: line for line in reference}
-    pairs = [(line, by_seed[line["seed"]]) for line in own if line["seed"] in by_seed]
+    pairs = _pairs(own, reference)
+    if not pairs:
+        return []
     alike = [(line, full) for line, full in pairs if "cpu" in line and line["cpu"] == full.get("cpu")]
 
     def share(name: str, other: str) -> float:
         chosen = alike if name == "client_seconds" else pairs
         total = sum(full[other] for _, full in chosen)
-        return sum(line[name] for line, _ in chosen) / total if total else math.nan
+        if not total:
+            return math.nan
+        return float(sum(line[name] for line, _ in chosen) / total)
 
-    return [share(*names) for names in _SHARES] if pairs else []
+    return [share(name, other) for name, other in _SHARES]
 
 
 def mean_share(shares: Iterable[float]) -> float:
     """Return the mean of the shares that are known."""
     known = [share for share in shares if not math.isnan(share)]
-    return statistics.mean(known) if known else math.nan
+    if not known:
+        return math.nan
+    return statistics.mean(known)

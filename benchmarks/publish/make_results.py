@@ -1,25 +1,20 @@
 """Write the tables and plots of the pages from benchmarks/results/; `--check` only says what is out of date."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
-import cost_tables
-import paper_plots
-import paper_tables
-from marks import filled
+from benchmarks.publish import cost_tables, paper_plots, paper_tables
+from benchmarks.publish.marks import filled
+from benchmarks.results import ROOT, Line, read_lines, rows_of
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-SCRIPT = "docs/make_results.py"
+SCRIPT = "benchmarks/publish/make_results.py"
 
 
 def pages() -> dict[Path, dict[str, str]]:
     """Return the blocks of each page."""
     lines = _lines()
-    step, round_, codec, ideas, demo = map(_rows, ("client_step", "client_round", "codec", "codec_ideas", "demo"))
+    step, round_, codec, ideas, demo = map(rows_of, ("client_step", "client_round", "codec", "codec_ideas", "demo"))
     return {
         ROOT / "docs" / "costs.md": {
             "demo": cost_tables.demo(demo),
@@ -35,14 +30,8 @@ def pages() -> dict[Path, dict[str, str]]:
     }
 
 
-def _lines() -> list[dict[str, Any]]:
-    text = (RESULTS / "paper.jsonl").read_text(encoding="utf-8")
-    return paper_tables.ordered([json.loads(line) for line in text.splitlines()])
-
-
-def _rows(name: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return rows
+def _lines() -> list[Line]:
+    return paper_tables.ordered(list(read_lines().values()))
 
 
 def stale() -> list[Path]:

@@ -1,0 +1,1 @@
+"""From stored results to the tables and pictures of README and docs."""

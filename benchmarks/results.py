@@ -1,0 +1,89 @@
+"""The stored results in benchmarks/results/: rows of one JSON file each, and the paper's cells as JSON lines."""
+
+import fcntl
+import json
+import os
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAPER = RESULTS / "paper.jsonl"
+
+Row = dict[str, Any]  # a measurement
+Line = dict[str, Any]  # a finished cell of the paper
+Key = tuple[str, str, str, str, int]  # what a line is about, by the names in KEY
+KEY = ("table", "dataset", "method", "variant", "seed")
+LOWER_IS_BETTER = {"loss"}  # metrics
+
+
+# Rows ---------------------------------------------------------------------------------------------------------
+
+
+def load(path: Path, keys: Sequence[str]) -> dict[tuple[Any, ...], Row]:
+    """Return the stored rows by what each is about; none if there is no file."""
+    if not path.exists():
+        return {}
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return {about(row, keys): row for row in stored}
+
+
+def store(path: Path, rows: Sequence[Row], keys: Sequence[str]) -> None:
+    """Write the rows in place of those about the same; all others in the file stay."""
+    merged = load(path, keys)
+    merged.update((about(row, keys), row) for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(list(merged.values()), indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def about(row: Row, keys: Sequence[str]) -> tuple[Any, ...]:
+    """Return what the row is about."""
+    return tuple(row[name] for name in keys)
+
+
+def rows_of(name: str) -> list[Row]:
+    """Return the rows of benchmarks/results/NAME.json."""
+    rows: list[Row] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return rows
+
+
+# Lines --------------------------------------------------------------------------------------------------------
+
+
+def read_lines(path: Path = PAPER) -> dict[Key, Line]:
+    """Return the finished cells by table, data set, method, variant and seed."""
+    if not path.exists():
+        return {}
+    lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+    return {key_of(line): line for line in lines}
+
+
+def add_lines(path: Path, new: Iterable[Line]) -> None:
+    """Add finished cells, in place of those that were there; the file is whole at any time, whoever else adds."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # not the file: that is another one after each replacement
+        lines = read_lines(path) | {key_of(line): line for line in new}
+        partial = path.with_name(f"{path.name}.partial")
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines.values())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        os.close(folder)
+
+
+def key_of(line: Line) -> Key:
+    """Return what the line is about."""
+    table, dataset, method, variant, seed = (line[name] for name in KEY)
+    return table, dataset, method, variant, seed
+
+
+def best(lines: Collection[Line]) -> Line:
+    """Return the line with the best score."""
+    pick = min if all(line["metric"] in LOWER_IS_BETTER for line in lines) else max
+    return pick(lines, key=lambda line: line["value"])
