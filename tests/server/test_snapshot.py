@@ -14,6 +14,7 @@ from flwr.app import ConfigRecord, Message
 import server_app
 from fedbt_app.config import RunConfig
 from fedbt_app.errors import FedBTError
+from fedbt_app.server import job
 from fedbt_app.server import snapshot as snapshot_module
 from fedbt_app.server.snapshot import FOLDER, INDEX, Snapshot
 from fedbt_app.wire.local_grid import simulated
@@ -152,7 +153,7 @@ def test_run_that_failed_after_its_last_round_needs_no_training_to_finish(
 
     stopped = values("stopped", num_rounds=1)
     with monkeypatch.context() as patch:
-        patch.setattr(server_app, "export", fail)
+        patch.setattr(job, "export", fail)
         refusal(stopped)
     grid = RecordingGrid(resumed(stopped), simulated(2))
     report = run(resumed(stopped), grid)
