@@ -9,7 +9,12 @@ from flwr.clientapp import ClientApp
 
 from fedbt_app.client.client import Client
 from fedbt_app.errors import FedBTError, without_folders
-from fedbt_app.wire.messages import capabilities_message, read_request, refusal_message, reply_message
+from fedbt_app.wire.messages import (
+    capabilities_message,
+    read_request,
+    refusal_message,
+    reply_message,
+)
 
 app = ClientApp()
 
@@ -30,16 +35,26 @@ def answer(message: Message, context: Context, work: Callable[[Client], Message]
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """Say what this site has and can."""
-    return answer(message, context, lambda c: capabilities_message(c.capabilities(read_request(message)), message))
+    return answer(
+        message,
+        context,
+        lambda c: capabilities_message(c.capabilities(read_request(message)), message),
+    )
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the plan's blocks on the site's rows."""
-    return answer(message, context, lambda client: reply_message(client.train(read_request(message)), message))
+    return answer(
+        message, context, lambda client: reply_message(client.train(read_request(message)), message)
+    )
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the global model on the site's held-out rows."""
-    return answer(message, context, lambda client: reply_message(client.evaluate(read_request(message)), message))
+    return answer(
+        message,
+        context,
+        lambda client: reply_message(client.evaluate(read_request(message)), message),
+    )

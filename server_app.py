@@ -25,5 +25,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run(grid: Grid, config: RunConfig) -> dict[str, Any]:
-    """Train, export the model, write the report; returns the report. A run that is resumed goes on where it stopped."""
+    """Train, export the model, write the report; returns the report. A run that is resumed goes on
+    where it stopped.
+    """
     return Job(config).run(grid)

@@ -1,4 +1,6 @@
-"""The stored results in benchmarks/results/: rows of one JSON file each, and the paper's cells as JSON lines."""
+"""The stored results in benchmarks/results/: rows of one JSON file each, and the paper's cells as
+JSON lines.
+"""
 
 import fcntl
 import json
@@ -18,7 +20,7 @@ KEY = ("table", "dataset", "method", "variant", "seed")
 LOWER_IS_BETTER = {"loss"}  # metrics
 
 
-# Rows ---------------------------------------------------------------------------------------------------------
+# Rows ---------------------------------------------------------------------------------------------
 
 
 def load(path: Path, keys: Sequence[str]) -> dict[tuple[Any, ...], Row]:
@@ -50,7 +52,7 @@ def rows_of(name: str) -> list[Row]:
     return rows
 
 
-# Lines --------------------------------------------------------------------------------------------------------
+# Lines --------------------------------------------------------------------------------------------
 
 
 def read_lines(path: Path = PAPER) -> dict[Key, Line]:
@@ -62,10 +64,13 @@ def read_lines(path: Path = PAPER) -> dict[Key, Line]:
 
 
 def add_lines(path: Path, new: Iterable[Line]) -> None:
-    """Add finished cells, in place of those that were there; the file is whole at any time, whoever else adds."""
+    """Add finished cells, in place of those that were there; the file is whole at any time, whoever
+    else adds.
+    """
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # not the file: that is another one after each replacement
+        # not the file: that is another one after each replacement
+        fcntl.flock(folder, fcntl.LOCK_EX)
         lines = read_lines(path) | {key_of(line): line for line in new}
         partial = path.with_name(f"{path.name}.partial")
         with partial.open("w", encoding="utf-8") as file:

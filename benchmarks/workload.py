@@ -1,4 +1,6 @@
-"""What every method of the benchmark is given: random weights, and batches of random word pieces."""
+"""What every method of the benchmark is given: random weights, and batches of random word
+pieces.
+"""
 
 import gzip
 import json
@@ -34,7 +36,12 @@ LENGTH = 128
 ROUNDS = 10
 QUANTILES = 4
 SAMPLED_ROWS = 4000
-TINY = {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 256}
+TINY = {
+    "num_hidden_layers": 4,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+}
 ARCHITECTURES = {
     "bert-base": PRESETS["bert-base"],
     "minilm-l6": PRESETS["minilm-l6"],
@@ -107,11 +114,15 @@ class Setting:
         return build(self.weights, plan, bfloat16=self.bfloat16)
 
     def open_cache(self, folder: Path, rows: Sequence[Any]) -> PrefixCache | None:
-        """Open the frozen-prefix cache as a client does: there is none in pre-training, which masks anew each time."""
+        """Open the frozen-prefix cache as a client does: there is none in pre-training, which masks
+        anew each time.
+        """
         if self.task == "mlm":
             return None
         fingerprint = self.weights.checkpoint.fingerprint(TASKS[self.task].head)
-        frozen = FrozenBlocks(f"{fingerprint} bf16={self.bfloat16}", self.plan.frozen_prefix(), self.arch.hidden)
+        frozen = FrozenBlocks(
+            f"{fingerprint} bf16={self.bfloat16}", self.plan.frozen_prefix(), self.arch.hidden
+        )
         return PrefixCache.open(folder, frozen, rows, budget=1 << 40)
 
 
@@ -120,14 +131,18 @@ def write_checkpoint(folder: Path, name: str) -> None:
     config = ARCHITECTURES[name]
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     arch = Architecture.from_config(config, name)
-    pooler = {key: shape for key, shape in arch.head(HeadKind.SEQUENCE, 0).items() if "pooler" in key}
+    pooler = {
+        key: shape for key, shape in arch.head(HeadKind.SEQUENCE, 0).items() if "pooler" in key
+    }
     tensors = new_tensors(arch.model(HeadKind.MASKED_LM, 0) | pooler, seed=0)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 @dataclass(frozen=True)
 class Work:
-    """One batch, as FedBT reads it and as stock code does: padded to LENGTH, one label a position."""
+    """One batch, as FedBT reads it and as stock code does: padded to LENGTH, one label a
+    position.
+    """
 
     batch: Batch
     dense: dict[str, torch.Tensor]
@@ -135,14 +150,18 @@ class Work:
 
 @dataclass(frozen=True)
 class Workload:
-    """A client's rows of random word pieces and, of the batches made of them, some that stand for all."""
+    """A client's rows of random word pieces and, of the batches made of them, some that stand for
+    all.
+    """
 
     rows: list[dict[str, Any]]
     works: list[Work]
 
 
 def real_lengths(raw: Path | None) -> list[int]:
-    """Return lengths in word pieces of real texts: those of `raw`/train.jsonl.gz, or clinical definitions."""
+    """Return lengths in word pieces of real texts: those of `raw`/train.jsonl.gz, or clinical
+    definitions.
+    """
     if raw is None:
         texts = [row["text"] for row in phenotypes.classified_terms()["train"]]
     else:
@@ -156,7 +175,9 @@ def real_lengths(raw: Path | None) -> list[int]:
 
 
 def random_rows(lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """Make rows of random pieces; for ner every piece is a word, the most that the loss can read."""
+    """Make rows of random pieces; for ner every piece is a word, the most that the loss
+    can read.
+    """
     generator = np.random.default_rng(0)
     rows = []
     for length in lengths:
@@ -168,7 +189,9 @@ def random_rows(lengths: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def make(setting: Setting, lengths: Sequence[int]) -> Workload:
-    """Batch rows of these lengths as training does, and pick evenly spaced quantiles of the batches' lengths."""
+    """Batch rows of these lengths as training does, and pick evenly spaced quantiles of the
+    batches' lengths.
+    """
     rows = random_rows(lengths)
     batches = train.batches(rows, setting.collator, BATCH, np.random.default_rng(0))
     whole = [batch for batch in batches if len(batch.rows) == BATCH]

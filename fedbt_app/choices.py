@@ -1,4 +1,6 @@
-"""A table of what a setting may name, in which a name that is none raises wherever it is asked for."""
+"""A table of what a setting may name, in which a name that is none raises wherever it is
+asked for.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -17,7 +19,9 @@ class Choices(dict[str, Thing]):
         self.setting = setting
 
     def __missing__(self, name: str) -> Thing:
-        raise FedBTError(f"{self.setting}={name} is not one of {', '.join(self) or '(there are none)'}")
+        raise FedBTError(
+            f"{self.setting}={name} is not one of {', '.join(self) or '(there are none)'}"
+        )
 
 
 def made(makers: Choices[Maker[Thing]], text: str, settings: Any) -> Thing:
@@ -32,4 +36,6 @@ def made(makers: Choices[Maker[Thing]], text: str, settings: Any) -> Thing:
     try:
         return makers[name](value, settings)
     except ValueError:
-        raise FedBTError(f"{makers.setting}={text}: {name} takes a number, write for example {name}:0.5") from None
+        raise FedBTError(
+            f"{makers.setting}={text}: {name} takes a number, write for example {name}:0.5"
+        ) from None

@@ -1,7 +1,8 @@
 """RunConfig: every setting of a run, typed and checked before anything starts.
 
-A setting's default, type, bounds and sentence stand here, in its field, and nowhere else. Flower lets a run
-override only the keys that pyproject.toml lists, so `make docs` writes that table, and docs/config.md, from here.
+A setting's default, type, bounds and sentence stand here, in its field, and nowhere else. Flower
+lets a run override only the keys that pyproject.toml lists, so `make docs` writes that table, and
+docs/config.md, from here.
 """
 
 import math
@@ -26,7 +27,8 @@ NODE_KEYS = (  # that a node may set for itself, by the same name
     *("text-column", "label-column", "tokens-column", "tags-column"),
 )
 EMBEDDED, NO_DATA = "embedded", "none"
-MOST_LABELS, LONGEST_LABEL = 5000, 100  # names and characters: more is text that stands in the wrong column
+# names and characters: more is text that stands in the wrong column
+MOST_LABELS, LONGEST_LABEL = 5000, 100
 
 
 def key(
@@ -46,7 +48,9 @@ class RunConfig:
     """What one run does. Field `local_epochs` is the key `local-epochs`."""
 
     task: str = key("classification", "What is trained.", TASKS)
-    method: str = key("fedbt", "What clients train and exchange; one row of the table in plan.py.", METHODS)
+    method: str = key(
+        "fedbt", "What clients train and exchange; one row of the table in plan.py.", METHODS
+    )
     schedule: str = key(
         AUTO,
         "Blocks that each round trains (fedbt, fedbt-lora): `paper`, the published order; `auto`, the same above "
@@ -66,8 +70,12 @@ class RunConfig:
         "`data-path` wins.",
     )
     dataset_subset: str = key("", "Configuration name of a hub data set; empty for none.")
-    text_column: str = key("text", "Column with the text (mlm, classification); `text` in a .txt file.")
-    label_column: str = key("label", "Column with the class (classification, and dirichlet partitions of mlm).")
+    text_column: str = key(
+        "text", "Column with the text (mlm, classification); `text` in a .txt file."
+    )
+    label_column: str = key(
+        "label", "Column with the class (classification, and dirichlet partitions of mlm)."
+    )
     tokens_column: str = key("tokens", "Column with the list of words (ner).")
     tags_column: str = key("ner_tags", "Column with the BIO tags, one a word (ner).")
     labels: str = key(
@@ -75,22 +83,32 @@ class RunConfig:
         "Comma-separated label names, in order (ner: the tags, `O,B-x,I-x`); empty merges what the clients report and "
         "the central test set has.",
     )
-    max_length: int = key(64, "Longest sequence in word pieces, [CLS] and [SEP] included.", at_least=8, at_most=512)
-    max_train_examples: int = key(0, "Use at most so many training rows (seeded choice); 0 for all.", at_least=0)
-    max_test_examples: int = key(1000, "Use at most so many rows of the central test set; 0 for all.", at_least=0)
+    max_length: int = key(
+        64, "Longest sequence in word pieces, [CLS] and [SEP] included.", at_least=8, at_most=512
+    )
+    max_train_examples: int = key(
+        0, "Use at most so many training rows (seeded choice); 0 for all.", at_least=0
+    )
+    max_test_examples: int = key(
+        1000, "Use at most so many rows of the central test set; 0 for all.", at_least=0
+    )
     test_fraction: float = key(
         0.1,
         "Share of the rows set apart for testing when the data has neither test nor validation.",
         at_least=0,
         at_most=0.9,
     )
-    heldout_fraction: float = key(0.1, "Share of a client's rows kept for its own evaluation.", at_least=0, at_most=0.9)
+    heldout_fraction: float = key(
+        0.1, "Share of a client's rows kept for its own evaluation.", at_least=0, at_most=0.9
+    )
     partitioner: str = key(
         "dirichlet",
         "How a simulation splits the rows over its clients; dirichlet skews labels (ner: entity types).",
         PARTITIONERS,
     )
-    dirichlet_alpha: float = key(0.5, "Concentration of the label skew: small is more skewed.", at_least=1e-3)
+    dirichlet_alpha: float = key(
+        0.5, "Concentration of the label skew: small is more skewed.", at_least=1e-3
+    )
     partition_weights: str = key("", "Relative client sizes for `size-skewed`, e.g. `1,3,6,6,3,1`.")
     partition_column: str = key("", "Column that names the site, for `natural`.")
     num_rounds: int = key(6, "Federated rounds.", at_least=1)
@@ -102,12 +120,18 @@ class RunConfig:
         at_least=0,
     )
     batch_size: int = key(16, "Examples in a step.", at_least=1)
-    tokens_per_batch: int = key(0, "Most padded word pieces in a step; 0 for no limit beside batch-size.", at_least=0)
-    micro_batch_size: int = key(0, "Examples that run at once, gradients added up; 0 for the whole batch.", at_least=0)
+    tokens_per_batch: int = key(
+        0, "Most padded word pieces in a step; 0 for no limit beside batch-size.", at_least=0
+    )
+    micro_batch_size: int = key(
+        0, "Examples that run at once, gradients added up; 0 for the whole batch.", at_least=0
+    )
     checkpointing: bool = key(
         False, "Save memory: keep only the inputs of trained blocks and run them again backwards."
     )
-    learning_rate: float = key(5e-4, "AdamW step size; of the first round, where it falls.", at_least=0)
+    learning_rate: float = key(
+        5e-4, "AdamW step size; of the first round, where it falls.", at_least=0
+    )
     learning_rate_decay: str = key(
         "none",
         "How the step size falls from round to round: `none`, or `linear` to 1 / num-rounds of it in the last one.",
@@ -115,9 +139,14 @@ class RunConfig:
     )
     weight_decay: float = key(0.01, "AdamW weight decay, on matrices only.", at_least=0)
     dropout: float = key(
-        0.1, "Dropout in trained blocks and the head; frozen blocks have none.", at_least=0, at_most=0.9
+        0.1,
+        "Dropout in trained blocks and the head; frozen blocks have none.",
+        at_least=0,
+        at_most=0.9,
     )
-    mask_probability: float = key(0.15, "Share of word pieces to predict (mlm).", at_least=0.01, at_most=0.9)
+    mask_probability: float = key(
+        0.15, "Share of word pieces to predict (mlm).", at_least=0.01, at_most=0.9
+    )
     masking: str = key(
         "dynamic",
         "`dynamic` masks anew each epoch; `static` has static-maskings fixed ones, one a round in turn, so that the "
@@ -127,7 +156,9 @@ class RunConfig:
     static_maskings: int = key(4, "Fixed maskings of each row with masking=static.", at_least=1)
     lora_rank: int = key(8, "Rank of the adapters (lora, fedbt-lora).", at_least=1)
     lora_alpha: float = key(16.0, "Scale of the adapters: alpha / rank.", at_least=0)
-    aggregation: str = key("mean", "How a round's deltas become one: `mean`, weighted by examples (FedAvg).")
+    aggregation: str = key(
+        "mean", "How a round's deltas become one: `mean`, weighted by examples (FedAvg)."
+    )
     server_optimizer: str = key(
         "momentum",
         "What the server makes of that: `momentum` adds server-momentum times a part's last step to its next one "
@@ -146,10 +177,14 @@ class RunConfig:
         at_least=0,
         at_most=0.99,
     )
-    participation: float = key(1.0, "Share of the connected clients asked in a round.", at_least=1e-6, at_most=1)
+    participation: float = key(
+        1.0, "Share of the connected clients asked in a round.", at_least=1e-6, at_most=1
+    )
     min_clients: int = key(2, "Clients that must be connected before the run starts.", at_least=1)
     min_replies: int = key(
-        1, "Usable replies that a round needs; also the fewest clients asked in a round.", at_least=1
+        1,
+        "Usable replies that a round needs; also the fewest clients asked in a round.",
+        at_least=1,
     )
     below_minimum: str = key(
         "stop",
@@ -158,7 +193,9 @@ class RunConfig:
         ("stop", "repeat"),
     )
     round_timeout: float = key(3600.0, "Seconds to wait for clients in one round.", at_least=1)
-    client_evaluation: str = key("final", "When clients evaluate on their held-out rows.", ("never", "final", "every"))
+    client_evaluation: str = key(
+        "final", "When clients evaluate on their held-out rows.", ("never", "final", "every")
+    )
     central_evaluation: str = key(
         "every",
         "When the server evaluates on the central test set: `every` round, or before the first and after the last "
@@ -180,19 +217,26 @@ class RunConfig:
         "Number format of the deltas, both ways; `+zstd` compresses them on top, without loss.",
         tuple(CODECS),
     )
-    reference: str = key("", "Folder of a finished method=full run to compare with; empty predicts its costs.")
+    reference: str = key(
+        "", "Folder of a finished method=full run to compare with; empty predicts its costs."
+    )
     seed: int = key(7, "Seeds partition, sampling, masking, dropout and new tensors.", at_least=0)
     device: str = key("auto", "`auto`, `cpu`, `cuda` or `cuda:1`; a node's `device` wins.")
     output_dir: str = key("runs/latest", "Folder for the report, the plots and the exported model.")
     tensorboard: bool = key(
-        False, "Write each round's metrics and costs for TensorBoard too, into `tensorboard/` of the output folder."
+        False,
+        "Write each round's metrics and costs for TensorBoard too, into `tensorboard/` of the output folder.",
     )
     resume: str = key(
-        "", "Output folder of a stopped run, to go on with it there and with the settings it had; empty for a new run."
+        "",
+        "Output folder of a stopped run, to go on with it there and with the settings it had; empty for a new run.",
     )
-    cache_dir: str = key("", "Folder for tokenised data; empty for ~/.cache/fedbt. A node's `cache-dir` wins.")
+    cache_dir: str = key(
+        "", "Folder for tokenised data; empty for ~/.cache/fedbt. A node's `cache-dir` wins."
+    )
     pool_dir: str = key(
-        "", "Folder for the clients' parameter pools; empty for the cache folder. A node's `pool-dir` wins."
+        "",
+        "Folder for the clients' parameter pools; empty for the cache folder. A node's `pool-dir` wins.",
     )
 
     def __post_init__(self) -> None:
@@ -200,17 +244,27 @@ class RunConfig:
         for spec in fields(self):
             _check_bounds(spec, getattr(self, spec.name))
         if self.partitioner == "natural" and not self.partition_column:
-            raise FedBTError("partitioner=natural needs partition-column: name the column that holds the site")
+            raise FedBTError(
+                "partitioner=natural needs partition-column: name the column that holds the site"
+            )
         if self.partition_column and self.partitioner != "natural":
-            raise FedBTError("partition-column is only used by partitioner=natural: set that or drop the column")
+            raise FedBTError(
+                "partition-column is only used by partitioner=natural: set that or drop the column"
+            )
         if self.partitioner == "size-skewed" and not self.partition_weights:
-            raise FedBTError("partitioner=size-skewed needs partition-weights, for example partition-weights=1,3,6")
+            raise FedBTError(
+                "partitioner=size-skewed needs partition-weights, for example partition-weights=1,3,6"
+            )
         if self.partition_weights and self.partitioner != "size-skewed":
-            raise FedBTError("partition-weights is only used by partitioner=size-skewed: set that or drop the weights")
+            raise FedBTError(
+                "partition-weights is only used by partitioner=size-skewed: set that or drop the weights"
+            )
         if len(set(self.label_names)) < len(self.label_names):
             raise FedBTError(f"labels={self.labels} names a label twice: name each once")
         if self.labels and not TASKS[self.task].label_key:
-            raise FedBTError(f"labels is set but task={self.task} has none: drop labels or choose another task")
+            raise FedBTError(
+                f"labels is set but task={self.task} has none: drop labels or choose another task"
+            )
         made(RULES, self.aggregation, self)
         made(OPTIMIZERS, self.server_optimizer, self)
         mechanisms(self)
@@ -220,12 +274,18 @@ class RunConfig:
                 "that the run waits for as many clients as a round needs"
             )
         if self.local_depth and self.method not in DEPTH_METHODS:
-            raise FedBTError(f"local-depth is set but method={self.method} trains the whole depth: use local-depth=0")
+            raise FedBTError(
+                f"local-depth is set but method={self.method} trains the whole depth: use local-depth=0"
+            )
         if self.schedule != AUTO and self.method not in DEPTH_METHODS:
-            raise FedBTError(f"schedule is set but method={self.method} has none: use schedule=auto, or method=fedbt")
+            raise FedBTError(
+                f"schedule is set but method={self.method} has none: use schedule=auto, or method=fedbt"
+            )
         for name in ("model", "dataset", "output_dir"):
             if not getattr(self, name).strip():
-                raise FedBTError(f"{_dashed(name)} is empty: give a value, or drop it to use the default")
+                raise FedBTError(
+                    f"{_dashed(name)} is empty: give a value, or drop it to use the default"
+                )
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -239,12 +299,18 @@ class RunConfig:
 
     @property
     def fixed_versions(self) -> int:
-        """How many versions of each row there are, one a round in turn; 0 where each epoch makes its own (mlm)."""
+        """How many versions of each row there are, one a round in turn; 0 where each epoch makes
+        its own (mlm).
+        """
         return TASKS[self.task].versions(self)
 
     def plan(self, depth: int) -> RunPlan:
-        """Return what the run trains of a model of `depth` blocks; FedBTError when the schedule does not fit it."""
-        return RunPlan(METHODS[self.method], TASKS[self.task], depth, self.num_rounds, self.schedule, self.seed)
+        """Return what the run trains of a model of `depth` blocks; FedBTError when the schedule
+        does not fit it.
+        """
+        return RunPlan(
+            METHODS[self.method], TASKS[self.task], depth, self.num_rounds, self.schedule, self.seed
+        )
 
     @property
     def output_folder(self) -> Path:
@@ -273,10 +339,14 @@ class RunConfig:
         specs = {_dashed(spec.name): spec for spec in fields(cls)}
         for name in values:
             if name not in specs:
-                raise FedBTError(f"unknown config key {name!r}{_nearest(name, specs)}; docs/config.md lists them all")
+                raise FedBTError(
+                    f"unknown config key {name!r}{_nearest(name, specs)}; docs/config.md lists them all"
+                )
         for name in specs:
             if name not in values:
-                raise FedBTError(f"config key {name!r} is missing: give every key that docs/config.md lists")
+                raise FedBTError(
+                    f"config key {name!r} is missing: give every key that docs/config.md lists"
+                )
         return cls(**{spec.name: _typed(name, spec, values[name]) for name, spec in specs.items()})
 
     def values(self) -> dict[str, Any]:
@@ -337,7 +407,8 @@ def _typed(name: str, spec: "Field[Any]", value: Any) -> Any:
     wanted: Any = spec.type
     if wanted is float and type(value) is int:
         return float(value)
-    if wanted is str and type(value) in (int, float):  # `labels=1` or `partition-weights=3` typed unquoted
+    # `labels=1` or `partition-weights=3` typed unquoted
+    if wanted is str and type(value) in (int, float):
         return str(value)
     if type(value) is not wanted:
         raise FedBTError(f"{name} must be {_WORDS[wanted]}, not {value!r}")

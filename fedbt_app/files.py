@@ -1,7 +1,7 @@
 """Files and folders that are there whole or not at all.
 
-Each is made beside its place and moved there once it is on the disk. What a killed process leaves behind has a name
-that ends in `.partial`.
+Each is made beside its place and moved there once it is on the disk. What a killed process leaves
+behind has a name that ends in `.partial`.
 """
 
 import os
@@ -17,7 +17,9 @@ PRIVATE, READABLE = 0o600, 0o666  # who may read a file, less what the umask tak
 
 
 def replace_file(path: Path, write: Callable[[Path], object], mode: int = PRIVATE) -> None:
-    """Put what `write(temporary path)` makes in the place of `path`; where it fails, `path` stays as it was."""
+    """Put what `write(temporary path)` makes in the place of `path`; where it fails, `path` stays
+    as it was.
+    """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, mode))
@@ -36,13 +38,16 @@ def replace_text(path: Path, text: str, mode: int = PRIVATE) -> None:
 
 @contextmanager
 def replaced_folder(path: Path, keep: Callable[[], bool] = lambda: False) -> Iterator[Path]:
-    """Yield an empty folder, private to this user, that takes the place of `path` when the block ends.
+    """Yield an empty folder, private to this user, that takes the place of `path` when the block
+    ends.
 
     Where the block fails, `path` stays as it was.
 
     Parameters
     ----------
-    keep : asked at the end where something stands at `path`: true leaves that there and drops the new folder
+    keep
+        asked at the end where something stands at `path`: true leaves that there and drops the new
+        folder
     """
     around = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{path.name}.", suffix=PARTIAL))
     new, old = around / "new", around / "old"

@@ -1,7 +1,8 @@
 """Parts: the unit that is trained, versioned and sent.
 
-A part is `embeddings`, `block.3`, `adapter.3` (the LoRA adapters of block 3) or `head`. It is known by its name, its
-tensors by their names in transformers' own model (the *canonical* names), its state by version and digest.
+A part is `embeddings`, `block.3`, `adapter.3` (the LoRA adapters of block 3) or `head`. It is known
+by its name, its tensors by their names in transformers' own model (the *canonical* names), its
+state by version and digest.
 """
 
 import math
@@ -40,7 +41,9 @@ class PartState:
 
 
 class HeadKind(Enum):
-    """What the output head reads and puts out; the value is transformers' class for models with such a head."""
+    """What the output head reads and puts out; the value is transformers' class for models with
+    such a head.
+    """
 
     MASKED_LM = "AutoModelForMaskedLM"  # a word piece at each position
     SEQUENCE = "AutoModelForSequenceClassification"  # one output a row

@@ -1,7 +1,8 @@
 """What is trained when: the methods, a run's plan, and one client's plan for one round.
 
-The published orders (tasks/schedules.py) and the sampled local models are those of Wang et al., "Efficient framework
-for BERT model training based on federated learning" (Journal of Software 36(9), 2025).
+The published orders (tasks/schedules.py) and the sampled local models are those of Wang et al.,
+"Efficient framework for BERT model training based on federated learning" (Journal of Software
+36(9), 2025).
 """
 
 import zlib
@@ -61,10 +62,16 @@ class RoundPlan:
 
     @property
     def lowest_trained(self) -> int:
-        """Position of the lowest trained block: -1 with trained embeddings, the depth when only the head is."""
+        """Position of the lowest trained block: -1 with trained embeddings, the depth when only the
+        head is.
+        """
         if self.embeddings:
             return -1
-        return self.local_blocks.index(self.trained_blocks[0]) if self.trained_blocks else len(self.local_blocks)
+        return (
+            self.local_blocks.index(self.trained_blocks[0])
+            if self.trained_blocks
+            else len(self.local_blocks)
+        )
 
 
 @dataclass(frozen=True)
@@ -75,10 +82,11 @@ class RunPlan:
     ----------
     depth : blocks of the global model
     schedule
-        AUTO, PAPER, or what each round trains, again from the start when the rounds outnumber it: rounds are parted
-        by `;`, blocks by `,`, negative ones count from the top. `-1; -2,-1` trains the last block, then the last two.
-        Up to SHALLOW blocks AUTO is what our measurements chose for the task by score and cost (docs/results.md),
-        above it the published order: the paper measured on 12 blocks.
+        AUTO, PAPER, or what each round trains, again from the start when the rounds outnumber it:
+        rounds are parted by `;`, blocks by `,`, negative ones count from the top. `-1; -2,-1`
+        trains the last block, then the last two. Up to SHALLOW blocks AUTO is what our measurements
+        chose for the task by score and cost (docs/results.md), above it the published order: the
+        paper measured on 12 blocks.
     """
 
     method: Method
@@ -106,26 +114,42 @@ class RunPlan:
 
     @property
     def draws_deeper_blocks(self) -> bool:
-        """Whether each client's blocks above the trained one are drawn: in the paper's pre-training."""
-        return self.method.blocks == "scheduled" and self.task.draws_deeper_blocks and self.resolved == PAPER
+        """Whether each client's blocks above the trained one are drawn: in the paper's
+        pre-training.
+        """
+        return (
+            self.method.blocks == "scheduled"
+            and self.task.draws_deeper_blocks
+            and self.resolved == PAPER
+        )
 
     @property
     def default_local_depth(self) -> int:
-        """L_k where the user gives none: half the depth where deeper blocks are drawn, all of it else.
+        """L_k where the user gives none: half the depth where deeper blocks are drawn, all of it
+        else.
 
-        AUTO keeps all of up to SHALLOW blocks: trained for a model of half of them, the global one got worse.
+        AUTO keeps all of up to SHALLOW blocks: trained for a model of half of them, the global one
+        got worse.
         """
-        return max(1, self.depth // 2) if self.draws_deeper_blocks and not self.by_measurement else self.depth
+        return (
+            max(1, self.depth // 2)
+            if self.draws_deeper_blocks and not self.by_measurement
+            else self.depth
+        )
 
     def scheduled_blocks(self, local_depth: int) -> list[Blocks]:
-        """Return the blocks that each round trains, ascending, where clients hold `local_depth` of them."""
+        """Return the blocks that each round trains, ascending, where clients hold `local_depth` of
+        them.
+        """
         return self._blocks(local_depth)
 
     def round(self, index: int, client: str = "", local_depth: int = 0) -> RoundPlan:
-        """Plan round `index` (from 0) for a client that builds `local_depth` blocks (0: the default).
+        """Plan round `index` (from 0) for a client that builds `local_depth` blocks (0: the
+        default).
 
-        A client shallower than its round's blocks trains the nearest it can hold: the deepest of its
-        shallow blocks in the paper's pre-training, else the topmost `local_depth` of the round's blocks.
+        A client shallower than its round's blocks trains the nearest it can hold: the deepest of
+        its shallow blocks in the paper's pre-training, else the topmost `local_depth` of the
+        round's blocks.
         """
         everything = tuple(range(self.depth))
         embeddings, adapters = self.method.embeddings, self.method.adapters
@@ -136,7 +160,9 @@ class RunPlan:
         local_depth = min(local_depth or self.default_local_depth, self.depth)
         trained = self._blocks(local_depth)[index][-local_depth:]
         if self.draws_deeper_blocks:
-            local = self._sampled_above(trained[0], local_depth, _generator(self.seed, client, index))
+            local = self._sampled_above(
+                trained[0], local_depth, _generator(self.seed, client, index)
+            )
         else:
             frozen = [block for block in everything if block not in trained]
             local = tuple(sorted((*frozen[: local_depth - len(trained)], *trained)))
@@ -147,7 +173,9 @@ class RunPlan:
         return [self.round(index, client, local_depth) for index in range(self.num_rounds)]
 
     def frozen_prefix(self, local_depth: int = 0) -> int:
-        """Return how many of a local model's lowest blocks are the same, and frozen, in every round of the run."""
+        """Return how many of a local model's lowest blocks are the same, and frozen, in every round
+        of the run.
+        """
         plans = self.rounds(local_depth=local_depth)
         lowest = min(plan.lowest_trained for plan in plans)
         for position in range(max(0, lowest)):
@@ -177,8 +205,12 @@ class RunPlan:
                 )
         return tuple(sorted({block % self.depth for block in named}))
 
-    def _sampled_above(self, block: int, local_depth: int, generator: np.random.Generator) -> Blocks:
-        """Keep blocks 0..block; draw the positions above from the deeper ones, with replacement, ascending."""
+    def _sampled_above(
+        self, block: int, local_depth: int, generator: np.random.Generator
+    ) -> Blocks:
+        """Keep blocks 0..block; draw the positions above from the deeper ones, with replacement,
+        ascending.
+        """
         if local_depth == self.depth:  # nothing to leave out: the local model is the global one
             return tuple(range(self.depth))
         kept = tuple(range(block + 1))

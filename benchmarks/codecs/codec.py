@@ -1,8 +1,9 @@
 """What each codec costs and what it does to a run, on the deltas of real training.
 
-For both scenarios and each seed: a whole run with float32, whose first client's deltas are kept; whole runs with
-the lossy codecs; then, alone on the machine and on one thread, every codec on the kept deltas. Writes
-benchmarks/results/codec.json after each step; what is there already is not done again without --force.
+For both scenarios and each seed: a whole run with float32, whose first client's deltas are kept;
+whole runs with the lossy codecs; then, alone on the machine and on one thread, every codec on the
+kept deltas. Writes benchmarks/results/codec.json after each step; what is there already is not done
+again without --force.
 """
 
 import argparse
@@ -65,15 +66,21 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--classification", default=EMBEDDED, help="data set to fine-tune on")
     parser.add_argument("--mlm", default=EMBEDDED, help="data set to pre-train on")
     parser.add_argument("--mlm-model", default=EMBEDDED, help="base model of the pre-training")
     parser.add_argument("--scenarios", nargs="+", choices=METRICS, default=list(METRICS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--codecs", nargs="+", choices=CODECS, default=list(WHOLE_RUNS), help="codecs of whole runs")
+    parser.add_argument(
+        "--codecs", nargs="+", choices=CODECS, default=list(WHOLE_RUNS), help="codecs of whole runs"
+    )
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--work", type=Path, default=Path("runs/codec-benchmark"), help="folder for runs and deltas")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/codec-benchmark"), help="folder for runs and deltas"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS / "codec.json")
     parser.add_argument("--force", action="store_true", help="measure again what is there")
     return parser.parse_args()
@@ -85,7 +92,7 @@ def _add(path: Path, row: Row) -> None:
     results.store(path, [stored | row], KEYS)
 
 
-# Whole runs ---------------------------------------------------------------------------------------------------
+# Whole runs ---------------------------------------------------------------------------------------
 
 
 def _do_whole_runs(options: argparse.Namespace) -> None:
@@ -117,7 +124,9 @@ def _run(options: argparse.Namespace, scenario: str, codec: str, seed: int) -> R
         values["model"] = _path(options.mlm_model)
     else:
         values["dataset"] = _path(options.classification)
-    return Run((scenario, codec, seed), values, options.work.resolve() / f"{scenario}-{codec}-{seed}")
+    return Run(
+        (scenario, codec, seed), values, options.work.resolve() / f"{scenario}-{codec}-{seed}"
+    )
 
 
 def _path(name: str) -> str:
@@ -180,11 +189,13 @@ def _outcome(run: Run, report: dict[str, Any]) -> Row:
     }
 
 
-# Codecs on the kept deltas ------------------------------------------------------------------------------------
+# Codecs on the kept deltas ------------------------------------------------------------------------
 
 
 def _measure(folder: Path, scenario: str, seed: int) -> list[Row]:
-    """Measure all codecs on every round's deltas; medians over interleaved repetitions, sums over rounds."""
+    """Measure all codecs on every round's deltas; medians over interleaved repetitions, sums over
+    rounds.
+    """
     torch.set_num_threads(1)
     rounds = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
     shapes = [{name: tuple(value.shape) for name, value in deltas.items()} for deltas in rounds]
@@ -197,7 +208,10 @@ def _measure(folder: Path, scenario: str, seed: int) -> list[Row]:
             began = time.perf_counter()
             sent = [encode(deltas, codec) for deltas in rounds]
             middle = time.perf_counter()
-            received = [decode(delta.arrays, delta.header, shape) for delta, shape in zip(sent, shapes, strict=True)]
+            received = [
+                decode(delta.arrays, delta.header, shape)
+                for delta, shape in zip(sent, shapes, strict=True)
+            ]
             ended = time.perf_counter()
             if repetition:
                 encode_seconds[codec].append(middle - began)
@@ -220,7 +234,10 @@ def _measure(folder: Path, scenario: str, seed: int) -> list[Row]:
 
 def relative_error(sent: Sequence[Tensors], received: Sequence[Tensors]) -> float:
     """Return ||received - sent|| / ||sent|| over all tensors of all deltas."""
-    missed = [{name: theirs[name] - own[name] for name in own} for own, theirs in zip(sent, received, strict=True)]
+    missed = [
+        {name: theirs[name] - own[name] for name in own}
+        for own, theirs in zip(sent, received, strict=True)
+    ]
     return math.sqrt(sum(map(_energy, missed)) / sum(map(_energy, sent)))
 
 
@@ -228,12 +245,14 @@ def _energy(tensors: Tensors) -> float:
     return sum(float(value.square().sum()) for value in tensors.values())
 
 
-# The table ----------------------------------------------------------------------------------------------------
+# The table ----------------------------------------------------------------------------------------
 
 
 def print_table(rows: list[Row]) -> None:
     """Print means over seeds, as docs/methods.md shows them."""
-    print("| scenario | codec | bits/parameter | relative error | encode MB/s | decode MB/s | final, mean (spread) |")
+    print(
+        "| scenario | codec | bits/parameter | relative error | encode MB/s | decode MB/s | final, mean (spread) |"
+    )
     print("|---|---|---|---|---|---|---|")
     for scenario, codec in itertools.product(METRICS, CODECS):
         own = [row for row in rows if (row["scenario"], row["codec"]) == (scenario, codec)]

@@ -1,7 +1,8 @@
-"""Ideas for a better codec, on the deltas that codec.py kept: bits per parameter and relative error.
+"""Ideas for a better codec, on the deltas that codec.py kept: bits per parameter and relative
+error.
 
-Each is the product's own codec with something around it, without error feedback. An idea is worth its code only if
-at the same bits its error is lower. Writes benchmarks/results/codec_ideas.json.
+Each is the product's own codec with something around it, without error feedback. An idea is worth
+its code only if at the same bits its error is lower. Writes benchmarks/results/codec_ideas.json.
 """
 
 import argparse
@@ -24,14 +25,21 @@ GROUP = 128  # elements that are rotated together
 
 def main() -> None:
     """Parse the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/codec-benchmark"), help="folder of codec.py's runs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/codec-benchmark"), help="folder of codec.py's runs"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS / "codec_ideas.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     for scenario in ("classification", "mlm"):
-        deltas = [load_file(path) for path in sorted(options.work.glob(f"{scenario}-float32-*/deltas/*.safetensors"))]
+        deltas = [
+            load_file(path)
+            for path in sorted(options.work.glob(f"{scenario}-float32-*/deltas/*.safetensors"))
+        ]
         for name, idea in IDEAS.items():
             sent = [idea(delta) for delta in deltas]
             row: Row = {
@@ -63,7 +71,9 @@ def as_it_is(codec: str) -> Callable[[Tensors], Result]:
 
 
 def rotated(codec: str) -> Callable[[Tensors], Result]:
-    """Spread outliers over groups of 128 elements by a Hadamard rotation, which the receiver undoes."""
+    """Spread outliers over groups of 128 elements by a Hadamard rotation, which the receiver
+    undoes.
+    """
     hadamard = torch.ones(1, 1)
     while len(hadamard) < GROUP:  # twice the size from four copies, the last with its sign turned
         upper = torch.cat([hadamard, hadamard], 1)
@@ -113,16 +123,24 @@ def scale_per_row(bits: int) -> Callable[[Tensors], Result]:
 
 
 def largest_only(share: float) -> Callable[[Tensors], Result]:
-    """Send only the largest elements of each matrix, in int4, and a bit for each that says whether it is among them."""
+    """Send only the largest elements of each matrix, in int4, and a bit for each that says whether
+    it is among them.
+    """
 
     def send(tensors: Tensors) -> Result:
         total, received = _vectors(tensors)
         for name in tensors.keys() - received.keys():
             value = tensors[name]
             flat = value.reshape(-1)
-            chosen = torch.topk(flat.abs(), int(share * flat.numel()), sorted=False).indices.sort().values
+            chosen = (
+                torch.topk(flat.abs(), int(share * flat.numel()), sorted=False)
+                .indices.sort()
+                .values
+            )
             bits, kept = as_it_is("int4")({name: flat[chosen][None]})
-            received[name] = torch.zeros_like(flat).scatter(0, chosen, kept[name][0]).view(value.shape)
+            received[name] = (
+                torch.zeros_like(flat).scatter(0, chosen, kept[name][0]).view(value.shape)
+            )
             total += bits + flat.numel()
         return total, received
 
@@ -130,7 +148,9 @@ def largest_only(share: float) -> Callable[[Tensors], Result]:
 
 
 def by_energy(tensors: Tensors) -> Result:
-    """Give the half of the elements that is in the tensors of most energy an element int4, the rest int2."""
+    """Give the half of the elements that is in the tensors of most energy an element int4, the rest
+    int2.
+    """
     order = sorted(tensors, key=lambda name: float(tensors[name].square().mean()), reverse=True)
     total = 0.0
     received: Tensors = {}

@@ -1,8 +1,9 @@
-"""The published ablations of further pre-training, in our reading, and other ways that the product does not have.
+"""The published ablations of further pre-training, in our reading, and other ways that the product
+does not have.
 
-Each changes the product in this process only, most of them what the server plans for a client's round. L_k is the depth
-of the local model, l the trained block. Source of the method: Wang et al., Journal of Software 36(9), 2025; what the
-names of its ablations stand for is inferred.
+Each changes the product in this process only, most of them what the server plans for a client's
+round. L_k is the depth of the local model, l the trained block. Source of the method: Wang et al.,
+Journal of Software 36(9), 2025; what the names of its ablations stand for is inferred.
 """
 
 import zlib
@@ -36,7 +37,9 @@ def _with_above(plan_: RoundPlan, above: Iterable[int]) -> RoundPlan:
 
 
 def _all_local(plan_: RoundPlan, depth: int, rng: np.random.Generator) -> RoundPlan:
-    """Train every parameter of the local model, whose blocks are drawn without replacement: each has one delta."""
+    """Train every parameter of the local model, whose blocks are drawn without replacement: each
+    has one delta.
+    """
     drawn = _distinct(plan_, depth, rng)
     return replace(drawn, trained_blocks=drawn.local_blocks, embeddings=True)
 
@@ -115,7 +118,9 @@ def _change(name: str) -> AbstractContextManager[Any]:
     if name == BLOCK_RATES:
         return _rates(_block_rate)
     real: Any = vars(Rounds)["plan"].fget
-    return patch.object(Rounds, "plan", property(lambda rounds: Changed(real(rounds), ABLATIONS[name])))
+    return patch.object(
+        Rounds, "plan", property(lambda rounds: Changed(real(rounds), ABLATIONS[name]))
+    )
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,9 @@ def _head_rate(name: str, last: int) -> float:
 
 
 def _block_rate(name: str, last: int) -> float:
-    """Halve the learning rate from block to block, from the last one down (as ULMFiT does, Howard and Ruder 2018)."""
+    """Halve the learning rate from block to block, from the last one down (as ULMFiT does, Howard
+    and Ruder 2018).
+    """
     kind, _, block = BERT.part_of(name).partition(".")
     return float(0.5 ** (last - int(block))) if kind == "block" else 1.0
 
@@ -148,7 +155,9 @@ def _rates(rate: Callable[[str, int], float]) -> Iterator[None]:
     """Train each tensor at the learning rate times `rate(name, index of the last block)`."""
     real_run = train.run
 
-    def run(local: LocalModel, rows: Any, collator: Any, settings: TrainSettings, *others: Any) -> Any:
+    def run(
+        local: LocalModel, rows: Any, collator: Any, settings: TrainSettings, *others: Any
+    ) -> Any:
         last = local.plan.local_blocks[-1]
 
         class RatedOptimizer(Optimizer):
@@ -177,7 +186,8 @@ def _redrawn() -> Iterator[None]:
     """
     real_build = local_model.build
     real_take = train._Steps.take
-    banks: dict[int, Any] = {}  # all blocks of the global model, of the one local model that there is at a time
+    # all blocks of the global model, of the one local model that there is at a time
+    banks: dict[int, Any] = {}
     rng = np.random.default_rng(0)
 
     def build(weights: Weights, made: RoundPlan, *where: Any) -> LocalModel:

@@ -1,4 +1,6 @@
-"""A cell of the paper's tables as a job: what runs, when it counts as done, and the line that it gives."""
+"""A cell of the paper's tables as a job: what runs, when it counts as done, and the line that it
+gives.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,7 +45,10 @@ class Job:
     @property
     def keys(self) -> list[Key]:
         """The lines that it gives."""
-        return [(self.table, stage.dataset, self.method, self.variant, self.seed) for stage in self.own_stages]
+        return [
+            (self.table, stage.dataset, self.method, self.variant, self.seed)
+            for stage in self.own_stages
+        ]
 
     @property
     def own_stages(self) -> tuple[Stage, ...]:
@@ -53,8 +58,12 @@ class Job:
         return self.stages
 
     def runs(self, changes: Mapping[str, Any] = NO_CHANGES) -> list[dict[str, Any]]:
-        """Return the settings of its runs, `changes` in force; later ones start from what the first has made."""
-        runs = [{**stage.settings, "min-clients": stage.clients, **changes} for stage in self.own_stages]
+        """Return the settings of its runs, `changes` in force; later ones start from what the first
+        has made.
+        """
+        runs = [
+            {**stage.settings, "min-clients": stage.clients, **changes} for stage in self.own_stages
+        ]
         if not self.bare:
             for later in runs[1:]:
                 later["model"] = MADE
@@ -76,8 +85,12 @@ def not_default(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if standard[name] != value}
 
 
-def line_of(job: Job, stage: Stage, values: Mapping[str, Any], report: Mapping[str, Any], seconds: float) -> Line:
-    """Return the line of a finished stage, run with `values`; `tried` is what the variants of a grid differ in."""
+def line_of(
+    job: Job, stage: Stage, values: Mapping[str, Any], report: Mapping[str, Any], seconds: float
+) -> Line:
+    """Return the line of a finished stage, run with `values`; `tried` is what the variants of a
+    grid differ in.
+    """
     metric = TASKS[report["task"]].metric.name
     about = (job.table, stage.dataset, job.method, job.variant, job.seed)
     run = {**defaults(), **values}
@@ -101,7 +114,9 @@ def line_of(job: Job, stage: Stage, values: Mapping[str, Any], report: Mapping[s
 
 
 def _curve(rounds: list[dict[str, Any]], metric: str) -> list[list[Any]]:
-    """Return a point for each round that was scored: its number, all that was spent until then, the score."""
+    """Return a point for each round that was scored: its number, all that was spent until then, the
+    score.
+    """
     curve = []
     spent = dict.fromkeys(SPENT, 0)
     for entry in rounds:

@@ -1,9 +1,11 @@
-"""Run the paper's tables: the cells that benchmarks/results/paper.jsonl does not have yet, or with other settings.
+"""Run the paper's tables: the cells that benchmarks/results/paper.jsonl does not have yet, or with
+other settings.
 
-    python -m benchmarks.paper finetune-tuning finetune --data FOLDER
-    python -m benchmarks.paper finetune-tuning finetune --data FOLDER --set model=bert-base-uncased --output base.jsonl
+    python -m benchmarks.paper finetune-tuning finetune --data FOLDER python -m benchmarks.paper
+    finetune-tuning finetune --data FOLDER --set model=bert-base-uncased --output base.jsonl
 
-Each cell is a whole run of the product in a process of its own, on one thread. It can be stopped at any time.
+Each cell is a whole run of the product in a process of its own, on one thread. It can be stopped at
+any time.
 """
 
 import argparse
@@ -41,15 +43,29 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.paper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.paper",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("tables", nargs="+", choices=sorted(path.stem for path in TABLES.glob("*.toml")))
-    parser.add_argument("--data", type=Path, required=True, help="folder with one folder for each data set")
-    parser.add_argument("--models", type=Path, help="folder with the models that tables name by folder")
     parser.add_argument(
-        "--only", nargs="+", default=[], metavar="KEY=VALUE", help="cells with one of these values of each key named"
+        "tables", nargs="+", choices=sorted(path.stem for path in TABLES.glob("*.toml"))
     )
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings to change in every cell")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with one folder for each data set"
+    )
+    parser.add_argument(
+        "--models", type=Path, help="folder with the models that tables name by folder"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="cells with one of these values of each key named",
+    )
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings to change in every cell"
+    )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/paper"), help="folder for the runs")
     parser.add_argument("--output", type=Path, default=PAPER)
@@ -57,7 +73,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="only say what there is to do")
     options = parser.parse_args()
     if options.set and options.output.resolve() == PAPER:
-        parser.error("--set changes what the lines of the default --output are about: name another file")
+        parser.error(
+            "--set changes what the lines of the default --output are about: name another file"
+        )
     return options
 
 
@@ -89,7 +107,9 @@ def _run_jobs(jobs: Sequence[Job], changes: Mapping[str, Any], options: argparse
         add_lines(options.output, lines)
         waiting.remove(job)
         finished = f"{job.table}: {len(jobs) - len(waiting)} of {len(jobs)}: {_title(job)}"
-        scores = ", ".join(f"{line['dataset']} {line['metric']} {line['value']:.4f}" for line in lines)
+        scores = ", ".join(
+            f"{line['dataset']} {line['metric']} {line['value']:.4f}" for line in lines
+        )
         minutes_spent = (time.monotonic() - began) / 60
         minutes_left = _seconds_left(waiting, read_lines(options.output)) / options.processes / 60
         clock = f"{minutes_spent:.0f} min so far, about {minutes_left:.0f} to go"
@@ -108,7 +128,9 @@ def _wanted(texts: Iterable[str]) -> dict[str, set[str]]:
 
 
 def _title(job: Job) -> str:
-    return f"{job.own_stages[0].dataset}, {job.method} {job.variant}, seed {job.seed}".replace(" ,", ",")
+    return f"{job.own_stages[0].dataset}, {job.method} {job.variant}, seed {job.seed}".replace(
+        " ,", ","
+    )
 
 
 def _seconds_left(waiting: Iterable[Job], done: Mapping[Key, Line]) -> float:
@@ -116,15 +138,21 @@ def _seconds_left(waiting: Iterable[Job], done: Mapping[Key, Line]) -> float:
 
 
 def _expected_seconds(key: Key, done: Mapping[Key, Line]) -> float:
-    """Expect what the same cell took with another seed, else the mean of its data set, of its table, of all."""
+    """Expect what the same cell took with another seed, else the mean of its data set, of its
+    table, of all.
+    """
     for depth in (4, 2, 1, 0):
-        known = [line["wall_seconds"] for other, line in done.items() if other[:depth] == key[:depth]]
+        known = [
+            line["wall_seconds"] for other, line in done.items() if other[:depth] == key[:depth]
+        ]
         if known:
             return float(statistics.mean(known))
     return 0.0
 
 
-def run_job(job: Job, data: Path, models: Path | None, work: Path, changes: Mapping[str, Any]) -> list[Line]:
+def run_job(
+    job: Job, data: Path, models: Path | None, work: Path, changes: Mapping[str, Any]
+) -> list[Line]:
     """Do a job in this process and return its lines; nothing of it stays on disk."""
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     table, *about = map(str, job.keys[0])
@@ -159,7 +187,9 @@ def _base(job: Job, models: Path | None, folder: Path, changes: Mapping[str, Any
 
 
 def _data(data: Path, name: str, split: str, folder: Path) -> Path:
-    """Return the data's folder, or one without its test split: the product then tests on `validation`."""
+    """Return the data's folder, or one without its test split: the product then tests on
+    `validation`.
+    """
     source = data / name
     if not source.is_dir():
         raise FedBTError(f"--data {data} has no folder {name}: it is one of the tables' data sets")

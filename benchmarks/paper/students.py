@@ -11,7 +11,9 @@ from fedbt_app.parts import HeadKind
 
 
 def shallow_student(base: str, blocks: int, folder: Path) -> Path:
-    """Write the first `blocks` blocks of `base`, its embeddings and its heads into `folder`, undistilled."""
+    """Write the first `blocks` blocks of `base`, its embeddings and its heads into `folder`,
+    undistilled.
+    """
     source = find_model(base)
     checkpoint = Checkpoint(source)
     arch = checkpoint.architecture

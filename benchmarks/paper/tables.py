@@ -1,9 +1,10 @@
 """From a table's declarative file to its jobs.
 
-A file in benchmarks/paper/ is one table. `[settings]` hold for all of its cells, `[datasets.NAME]` and `[[cells]]`
-add their own; a cell is one (method, variant), run for each data set (or those that it names) and seed. `grid`, a
-cell's or the table's, makes a variant of it with each entry; `tuned-by` names the table whose best entry for that
-method gives a cell the settings to tune. `[[downstream]]` are runs on the model that a cell has made.
+A file in benchmarks/paper/ is one table. `[settings]` hold for all of its cells, `[datasets.NAME]`
+and `[[cells]]` add their own; a cell is one (method, variant), run for each data set (or those that
+it names) and seed. `grid`, a cell's or the table's, makes a variant of it with each entry;
+`tuned-by` names the table whose best entry for that method gives a cell the settings to tune.
+`[[downstream]]` are runs on the model that a cell has made.
 """
 
 import itertools
@@ -22,7 +23,9 @@ EVERY: Mapping[str, Collection[str]] = MappingProxyType({})
 Content = Mapping[str, Any]  # of a file, or of one of its tables
 
 
-def read_table(path: Path, done: Mapping[Key, Line], only: Mapping[str, Collection[str]] = EVERY) -> list[Job]:
+def read_table(
+    path: Path, done: Mapping[Key, Line], only: Mapping[str, Collection[str]] = EVERY
+) -> list[Job]:
     """Return a table's jobs, by seed first: stopped early, it is a whole table of fewer seeds.
 
     `only` keeps those whose table, data set, method, variant or seed is one of the named.
@@ -117,7 +120,9 @@ class _Table:
         return Stage(after["dataset"], settings, self.content["clients"])
 
     def _settings(self, about: Content, dataset: str, method: str) -> dict[str, Any]:
-        """Return the table's settings, those of a data set or a later stage, and the tuned ones over both."""
+        """Return the table's settings, those of a data set or a later stage, and the tuned ones
+        over both.
+        """
         settings = {**self.content["settings"], **about.get("settings", {})}
         tuning_table = about.get("tuned-by", self.content.get("tuned-by"))
         if tuning_table:
@@ -126,7 +131,9 @@ class _Table:
 
     def _tuned(self, tuning_table: str, dataset: str, method: str) -> dict[str, Any]:
         """Return the tried settings that gave the best validation score."""
-        own = [line for key, line in self.done.items() if key[:3] == (tuning_table, dataset, method)]
+        own = [
+            line for key, line in self.done.items() if key[:3] == (tuning_table, dataset, method)
+        ]
         if not own:
             raise FedBTError(
                 f"table {tuning_table} has no line for {method} on {dataset}: "

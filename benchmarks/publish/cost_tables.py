@@ -1,4 +1,6 @@
-"""The tables of what a step, a round and a codec cost, from the other files in benchmarks/results/."""
+"""The tables of what a step, a round and a codec cost, from the other files in
+benchmarks/results/.
+"""
 
 import statistics
 from collections.abc import Callable
@@ -62,10 +64,13 @@ def rounds(rows: list[Row]) -> str:
         encoded = f"{seconds['encode_float32']:.1f} ({seconds['encode_int4']:.1f})"
         total = seconds["total"]
         lines.append([name, *phases, encoded, f"{total:.1f}", _percent(total / full_seconds[task])])
-    return table("| task, method | import | sync | load | train | encode float32 (int4) | total | of full |", lines)
+    return table(
+        "| task, method | import | sync | load | train | encode float32 (int4) | total | of full |",
+        lines,
+    )
 
 
-# The demo -----------------------------------------------------------------------------------------------------
+# The demo -----------------------------------------------------------------------------------------
 
 
 def demo(rows: list[Row]) -> str:
@@ -74,9 +79,13 @@ def demo(rows: list[Row]) -> str:
         "rounds, clients, training rows": _demo_size,
         "score on the central test set, before -> after": _demo_score,
         "always answering the majority class": _demo_majority,
-        "compute, of the stock full-model step": partial(_demo_share, cost="train_flops", show=format_flops),
+        "compute, of the stock full-model step": partial(
+            _demo_share, cost="train_flops", show=format_flops
+        ),
         ".. of full-model training with the same optimisations": _demo_share_of_same,
-        "uplink, of full-model averaging in float32": partial(_demo_share, cost="uplink_bytes", show=format_bytes),
+        "uplink, of full-model averaging in float32": partial(
+            _demo_share, cost="uplink_bytes", show=format_bytes
+        ),
         "downlink, likewise": partial(_demo_share, cost="downlink_bytes", show=format_bytes),
         "peak memory of a client": _demo_memory,
     }
@@ -118,7 +127,7 @@ def _demo_memory(row: Row) -> str:
     return f"{row['cost']['peak_memory_bytes'] / 2**30:.2f} GiB"
 
 
-# Codecs -------------------------------------------------------------------------------------------------------
+# Codecs -------------------------------------------------------------------------------------------
 
 
 def codecs(rows: list[Row]) -> str:
@@ -143,11 +152,17 @@ def codec_runs(rows: list[Row]) -> str:
     for scenario, title in SCENARIOS.items():
         cells = []
         for codec in codecs:
-            own = [row for row in rows if (row["scenario"], row["codec"]) == (scenario, codec) and row.get("final")]
+            own = [
+                row
+                for row in rows
+                if (row["scenario"], row["codec"]) == (scenario, codec) and row.get("final")
+            ]
             cells.append(sorted(own, key=lambda row: row["seed"]))
         seeds = ", ".join(str(row["seed"]) for row in cells[-1])
         lines.append([f"{title}: mean (seeds {seeds})", *map(_scores, cells)])
-        lines.append([".. bytes up, down, of full-model averaging in float32", *map(_traffic, cells)])
+        lines.append(
+            [".. bytes up, down, of full-model averaging in float32", *map(_traffic, cells)]
+        )
     return table(f"| whole run, 10 rounds | {' | '.join(codecs)} |", lines)
 
 

@@ -1,4 +1,5 @@
-"""Keep what README shows of `make demo`: the two reports' scores and costs, and the plots of the fine-tuning.
+"""Keep what README shows of `make demo`: the two reports' scores and costs, and the plots of the
+fine-tuning.
 
 make demo && python -m benchmarks.publish.keep_demo
 """
@@ -26,7 +27,9 @@ def main() -> None:
     """Read the reports in runs/ and write benchmarks/results/demo.json and docs/demo-*.png."""
     rows = []
     for name in ("pretrain", "finetune"):
-        report = json.loads((ROOT / "runs" / f"demo-{name}" / "report.json").read_text(encoding="utf-8"))
+        report = json.loads(
+            (ROOT / "runs" / f"demo-{name}" / "report.json").read_text(encoding="utf-8")
+        )
         counts = {
             "rounds": len(report["rounds"]),
             "clients": len(report["clients"]),
@@ -35,7 +38,9 @@ def main() -> None:
         rows.append(counts | {key: report[key] for key in KEPT})
     (RESULTS / "demo.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     for plot in ("cost", "metric"):
-        shutil.copy(ROOT / "runs" / "demo-finetune" / f"{plot}.png", ROOT / "docs" / f"demo-{plot}.png")
+        shutil.copy(
+            ROOT / "runs" / "demo-finetune" / f"{plot}.png", ROOT / "docs" / f"demo-{plot}.png"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Write the tables and plots of the pages from benchmarks/results/; `--check` only says what is out of date."""
+"""Write the tables and plots of the pages from benchmarks/results/; `--check` only says what is out
+of date.
+"""
 
 import argparse
 import sys
@@ -14,7 +16,9 @@ SCRIPT = "benchmarks/publish/make_results.py"
 def pages() -> dict[Path, dict[str, str]]:
     """Return the blocks of each page."""
     lines = _lines()
-    step, round_, codec, ideas, demo = map(rows_of, ("client_step", "client_round", "codec", "codec_ideas", "demo"))
+    step, round_, codec, ideas, demo = map(
+        rows_of, ("client_step", "client_round", "codec", "codec_ideas", "demo")
+    )
     return {
         ROOT / "docs" / "costs.md": {
             "demo": cost_tables.demo(demo),
@@ -26,7 +30,10 @@ def pages() -> dict[Path, dict[str, str]]:
             "codec runs": cost_tables.codec_runs(codec),
             "codec ideas": cost_tables.codec_ideas(ideas),
         },
-        ROOT / "docs" / "results.md": {"main table": paper_tables.main_table(lines), **paper_tables.blocks(lines)},
+        ROOT / "docs" / "results.md": {
+            "main table": paper_tables.main_table(lines),
+            **paper_tables.blocks(lines),
+        },
     }
 
 
@@ -37,7 +44,9 @@ def _lines() -> list[Line]:
 def stale() -> list[Path]:
     """Return the pages that do not show what the results say."""
     return [
-        page for page, blocks in pages().items() if filled(page, blocks, SCRIPT) != page.read_text(encoding="utf-8")
+        page
+        for page, blocks in pages().items()
+        if filled(page, blocks, SCRIPT) != page.read_text(encoding="utf-8")
     ]
 
 
@@ -47,7 +56,9 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     if parser.parse_args().check:
         if old := stale():
-            sys.exit(f"out of date, run `make results`: {', '.join(str(page.relative_to(ROOT)) for page in old)}")
+            sys.exit(
+                f"out of date, run `make results`: {', '.join(str(page.relative_to(ROOT)) for page in old)}"
+            )
         return
     for page, blocks in pages().items():
         page.write_text(filled(page, blocks, SCRIPT), encoding="utf-8")

@@ -1,4 +1,6 @@
-"""Blocks of a page that are made from results: they stand between `<!-- NAME, by SCRIPT -->` and `<!-- /NAME -->`."""
+"""Blocks of a page that are made from results: they stand between `<!-- NAME, by SCRIPT -->` and
+`<!-- /NAME -->`.
+"""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +8,9 @@ from pathlib import Path
 
 
 def filled(page: Path, blocks: Mapping[str, str], script: str) -> str:
-    """Return the page's text with each of the blocks in its place, of which it must have exactly one."""
+    """Return the page's text with each of the blocks in its place, of which it must have exactly
+    one.
+    """
     text = page.read_text(encoding="utf-8")
     for name, made in blocks.items():
         marks = rf"<!-- {re.escape(name)}, .*?<!-- /{re.escape(name)} -->"

@@ -1,9 +1,10 @@
-"""How airy the code is: print a few measures of the product and of the benchmarks, beside their goals.
+"""How airy the code is: print a few measures of the product and of the benchmarks, beside their
+goals.
 
     python -m benchmarks.publish.measure_style
 
-A code line is one that carries code; blank lines, comments and docstrings do not count. A name is counted where it is
-bound: as a variable, a parameter or a loop's target.
+A code line is one that carries code; blank lines, comments and docstrings do not count. A name is
+counted where it is bound: as a variable, a parameter or a loop's target.
 """
 
 import ast
@@ -121,10 +122,14 @@ def _show(title: str, style: Style) -> None:
     lines = style.code_lines
     names = [name for name in style.names if name not in ("self", "cls", "_")]
     print(f"{title}: {len(style.lines)} files, {lines:,} code lines")
-    print(f"  tokens a code line                          {style.tokens / lines:6.2f}  (goal: {MOST_TOKENS} or fewer)")
+    print(
+        f"  tokens a code line                          {style.tokens / lines:6.2f}  (goal: {MOST_TOKENS} or fewer)"
+    )
     print(f"  comments per 100 code lines                 {100 * style.comments / lines:6.2f}")
     conditionals = 1000 * style.conditionals / lines
-    print(f"  conditional expressions per 1,000 lines     {conditionals:6.2f}  (goal: under {MOST_CONDITIONALS})")
+    print(
+        f"  conditional expressions per 1,000 lines     {conditionals:6.2f}  (goal: under {MOST_CONDITIONALS})"
+    )
     print(f"  letters of a variable's name, mean          {statistics.mean(map(len, names)):6.2f}")
     _show_places("calls with star-splats of literal tuples", style.star_splats)
     _show_places(f"functions of more than {MOST_PARAMETERS} parameters", style.wide_functions)

@@ -1,4 +1,6 @@
-"""Score against cost: what a user decides by. The methods round by round, and the plans as they ended."""
+"""Score against cost: what a user decides by. The methods round by round, and the plans as they
+ended.
+"""
 
 from itertools import cycle
 from pathlib import Path
@@ -22,14 +24,33 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#D55E00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#6B6B6B", "#000000", "#8C564B", "#9ACD32")
+COLOURS = (
+    "#D55E00",
+    "#0072B2",
+    "#56B4E9",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#6B6B6B",
+    "#000000",
+    "#8C564B",
+    "#9ACD32",
+)
 MARKERS = "os^vDPX*<>"
-CURVES = (("finetune",), ("pretrain", "plan-pretrain"))  # tables that share a picture for each data set
-ABLATIONS = ("all local parameters", "without progressive schedule", "without mapping", "without sampling")
+# tables that share a picture for each data set
+CURVES = (("finetune",), ("pretrain", "plan-pretrain"))
+ABLATIONS = (
+    "all local parameters",
+    "without progressive schedule",
+    "without mapping",
+    "without sampling",
+)
 
 
 def draw(lines: list[Line], folder: Path) -> list[Path]:
-    """Draw results-NAME.png for each data set of the fine-tuning and pre-training tables that has curves."""
+    """Draw results-NAME.png for each data set of the fine-tuning and pre-training tables that has
+    curves.
+    """
     drawn = []
     for tables in CURVES:
         of_tables = [line for line in lines if line["table"] in tables and len(line["curve"]) > 1]
@@ -51,8 +72,8 @@ def draw(lines: list[Line], folder: Path) -> list[Path]:
 def shown(lines: list[Line]) -> list[Cell]:
     """Return the cells that all pictures of these lines show, each always in its own colour.
 
-    Ablations, which nobody would choose, stay in the tables. Where there are more than colours they show those with
-    most seeds.
+    Ablations, which nobody would choose, stay in the tables. Where there are more than colours they
+    show those with most seeds.
     """
     cells = cells_of(line for line in lines if line["variant"] not in ABLATIONS)
     if len(cells) <= len(COLOURS):
@@ -85,7 +106,9 @@ def _figure(lines: list[Line], cells: list[Cell], dataset: str, path: Path) -> N
 
 
 def _plans(lines: list[Line], dataset: str, path: Path) -> None:
-    """Draw FedBT's plans beside BERT-FL's curves; those that no cheaper plan beats, by either cost, bear a number."""
+    """Draw FedBT's plans beside BERT-FL's curves; those that no cheaper plan beats, by either cost,
+    bear a number.
+    """
     figure, axes_of = _canvas()
     same_base = [line for line in lines if "model" not in line["settings"]]
     curves = [line for line in same_base if line["method"] == REFERENCE[0]]
@@ -98,11 +121,15 @@ def _plans(lines: list[Line], dataset: str, path: Path) -> None:
         for line, dashes in zip(curves, cycle(("-", "--", ":", "-.")), strict=False):
             spent = [cost(*point[1:4]) for point in line["curve"]]
             scores = [100 * point[-1] for point in line["curve"]]
-            axes.plot(spent, scores, dashes, color=COLOURS[0], label=f"{name_of(cell_of(line))}, by round")
+            axes.plot(
+                spent, scores, dashes, color=COLOURS[0], label=f"{name_of(cell_of(line))}, by round"
+            )
         if others:
             spent = [cost(*spent_of(line)) for line in others]
             scores = [100 * line["value"] for line in others]
-            axes.scatter(spent, scores, color="#B0B0B0", s=22, label="FedBT, the other plans", zorder=3)
+            axes.scatter(
+                spent, scores, color="#B0B0B0", s=22, label="FedBT, the other plans", zorder=3
+            )
         for number, line in enumerate(best, 1):
             axes.scatter(
                 cost(*spent_of(line)),

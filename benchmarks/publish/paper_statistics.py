@@ -1,4 +1,6 @@
-"""Scores and costs of the paper's cells over seeds, against full-model averaging (BERT-FL) seed by seed, as text."""
+"""Scores and costs of the paper's cells over seeds, against full-model averaging (BERT-FL) seed by
+seed, as text.
+"""
 
 import math
 import statistics
@@ -18,7 +20,7 @@ MARGIN = 0.01  # of the equivalence test: one point
 METRICS = {"accuracy": "accuracy", "f1": "entity F1", "loss": "MLM loss"}
 
 
-# Cells --------------------------------------------------------------------------------------------------------
+# Cells --------------------------------------------------------------------------------------------
 
 
 def cells_of(lines: Iterable[Line]) -> dict[Cell, list[Line]]:
@@ -90,11 +92,13 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
-# Statistics ---------------------------------------------------------------------------------------------------
+# Statistics ---------------------------------------------------------------------------------------
 
 
 def tests_against_reference(own: list[Line], cells: dict[Cell, list[Line]]) -> list[str]:
-    """Return score, paired difference, p of a paired t-test and p of two one-sided tests at MARGIN."""
+    """Return score, paired difference, p of a paired t-test and p of two one-sided tests
+    at MARGIN.
+    """
     differences = paired_differences(own, cells.get(REFERENCE, []))
     if own is cells.get(REFERENCE) or not differences:
         return [spread_text(own), "", "", ""]
@@ -121,7 +125,9 @@ def _pairs(own: Iterable[Line], reference: Iterable[Line]) -> list[tuple[Line, L
 
 def loss_ratio_text(own: list[Line], losses: dict[Cell, list[Line]]) -> str:
     """Return the loss as a share of BERT-FL's: the mean and, of several, each seed's."""
-    ratios = [line["value"] / full["value"] for line, full in _pairs(own, losses.get(REFERENCE, []))]
+    ratios = [
+        line["value"] / full["value"] for line, full in _pairs(own, losses.get(REFERENCE, []))
+    ]
     if not ratios:
         return ""
     mean = f"{100 * statistics.mean(ratios):.1f} %"
@@ -129,7 +135,8 @@ def loss_ratio_text(own: list[Line], losses: dict[Cell, list[Line]]) -> str:
 
 
 def equal_cost_texts(own: list[Line], cells: dict[Cell, list[Line]]) -> list[str]:
-    """Return BERT-FL's mean score when it had spent as many FLOPs as these, and when it had sent as many bytes.
+    """Return BERT-FL's mean score when it had spent as many FLOPs as these, and when it had sent as
+    many bytes.
 
     Between rounds by a straight line.
     """
@@ -154,7 +161,7 @@ def _score_at(line: Line, cost: Cost, spent: float) -> float:
     return points[-1][1]
 
 
-# Costs --------------------------------------------------------------------------------------------------------
+# Costs --------------------------------------------------------------------------------------------
 
 COSTS = "FLOPs, of stock full | of BERT-FL | uplink | downlink | client seconds"
 _SHARES = (  # a cost, and what of BERT-FL's it is a share of
@@ -200,15 +207,19 @@ def shares_text(shares: list[float], own: list[Line]) -> list[str]:
 
 
 def shares_of(own: list[Line], reference: list[Line]) -> list[float]:
-    """Return costs as shares of BERT-FL's, over the seeds that both have, or nothing where they have none.
+    """Return costs as shares of BERT-FL's, over the seeds that both have, or nothing where they
+    have none.
 
-    FLOPs of the stock step (by formula) and of its own run, bytes, seconds. The latter are told from the seeds that
-    both are known to have run on one kind of processor, and are not a number where there is none.
+    FLOPs of the stock step (by formula) and of its own run, bytes, seconds. The latter are told
+    from the seeds that both are known to have run on one kind of processor, and are not a number
+    where there is none.
     """
     pairs = _pairs(own, reference)
     if not pairs:
         return []
-    alike = [(line, full) for line, full in pairs if "cpu" in line and line["cpu"] == full.get("cpu")]
+    alike = [
+        (line, full) for line, full in pairs if "cpu" in line and line["cpu"] == full.get("cpu")
+    ]
 
     def share(name: str, other: str) -> float:
         chosen = alike if name == "client_seconds" else pairs

@@ -32,7 +32,8 @@ from benchmarks.publish.paper_statistics import (
 )
 from benchmarks.results import Line, best
 
-DATASETS = ("raw_biomed", "chemprot", "ncbi_disease", "bc5cdr")  # in this order, and methods in that of METHODS
+# in this order, and methods in that of METHODS
+DATASETS = ("raw_biomed", "chemprot", "ncbi_disease", "bc5cdr")
 METHODS = ("base", "BERT-C", "BERT-FL", "FedBT", "FedBT-LoRA", "LoRA", "shallow student", "head")
 NONE_YET = "Not run yet."
 
@@ -63,7 +64,7 @@ def blocks(lines: list[Line]) -> dict[str, str]:
     }
 
 
-# Tables -------------------------------------------------------------------------------------------------------
+# Tables -------------------------------------------------------------------------------------------
 
 
 def ordered(lines: list[Line]) -> list[Line]:
@@ -125,13 +126,17 @@ def _tried(line: Line) -> str:
 
 
 def comparison(lines: list[Line]) -> str:
-    """Return a table for each data set: score, paired tests against BERT-FL, costs as shares of its costs."""
+    """Return a table for each data set: score, paired tests against BERT-FL, costs as shares of its
+    costs.
+    """
     made = []
     for dataset in _datasets(lines):
         cells = _of_dataset(lines, dataset)
         rows = []
         for cell, own in cells.items():
-            rows.append([name_of(cell), *tests_against_reference(own, cells), *costs_of(own, cells)])
+            rows.append(
+                [name_of(cell), *tests_against_reference(own, cells), *costs_of(own, cells)]
+            )
         tests = "points to BERT-FL (seeds) | p, t-test | p, TOST 1 point"
         head = f"| {title_of(lines, dataset)} | mean ± sd (seeds) | {tests} | {COSTS} |"
         made.append(table(head, rows))
@@ -139,7 +144,8 @@ def comparison(lines: list[Line]) -> str:
 
 
 def main_table(lines: list[Line]) -> str:
-    """Return the README's table: every method's score on each data set, and its costs over all of them.
+    """Return the README's table: every method's score on each data set, and its costs over all of
+    them.
 
     What was run on a single data set, of several, stays in docs/results.md.
     """
@@ -164,13 +170,17 @@ def main_table(lines: list[Line]) -> str:
         if shares:
             means = [mean_share(column) for column in zip(*shares, strict=True)]
             costs = shares_text(means, lines_of_cell)
-        rows.append([*row, *costs[1:]])  # padding is not a method's: the stock step's share is in docs/results.md
+        # padding is not a method's: the stock step's share is in docs/results.md
+        rows.append([*row, *costs[1:]])
     titles = " | ".join(title_of(own, dataset) for dataset in datasets)
-    return table(f"| method | {titles} | FLOPs, of BERT-FL | uplink | downlink | client seconds |", rows)
+    return table(
+        f"| method | {titles} | FLOPs, of BERT-FL | uplink | downlink | client seconds |", rows
+    )
 
 
 def pretraining(lines: list[Line]) -> str:
-    """Return one row a method: held-out MLM loss, and the score of the same fine-tuning of each result.
+    """Return one row a method: held-out MLM loss, and the score of the same fine-tuning of each
+    result.
 
     The latter with its distance to that of the base, which was not pre-trained further.
     """
@@ -184,11 +194,18 @@ def pretraining(lines: list[Line]) -> str:
         loss = spread_text(of_cell)
         if cell == BASE:  # what all of them started from
             loss = f"{statistics.mean(line['initial'] for line in losses[REFERENCE]):.4f}"
-        row = [name_of(cell), loss, loss_ratio_text(of_cell, losses), *equal_cost_texts(of_cell, losses)]
+        row = [
+            name_of(cell),
+            loss,
+            loss_ratio_text(of_cell, losses),
+            *equal_cost_texts(of_cell, losses),
+        ]
         for dataset in datasets:
             row += _against_base(cell, _of_dataset(after, dataset))
         rows.append([*row, *costs_of(of_cell, losses)])
-    titles = "".join(f"{title_of(after, dataset)} | points to base (seeds) | " for dataset in datasets)
+    titles = "".join(
+        f"{title_of(after, dataset)} | points to base (seeds) | " for dataset in datasets
+    )
     loss_title = title_of(own, own[0]["dataset"])
     loss_titles = f"{loss_title} | of BERT-FL's (seeds) | BERT-FL's at these FLOPs | at these bytes"
     return table(f"| method | {loss_titles} | {titles}{COSTS} |", rows)
@@ -203,7 +220,8 @@ def _against_base(cell: Cell, cells: dict[Cell, list[Line]]) -> list[str]:
 
 
 def plans(lines: list[Line]) -> str:
-    """Return a table for each data set: each plan's score and costs, BERT-FL's first, then from few FLOPs to many.
+    """Return a table for each data set: each plan's score and costs, BERT-FL's first, then from few
+    FLOPs to many.
 
     The last columns are what BERT-FL had reached at a plan's FLOPs and at its bytes.
     """
@@ -215,7 +233,13 @@ def plans(lines: list[Line]) -> str:
             flops = statistics.mean(tflop(*spent_of(line)) for line in own)
             traffic = statistics.mean(megabytes(*spent_of(line)) for line in own)
             at_equal_cost = equal_cost_texts(own, cells)
-            row = [name_of(cell), spread_text(own), f"{flops:.1f}", f"{traffic:,.0f}", *at_equal_cost]
+            row = [
+                name_of(cell),
+                spread_text(own),
+                f"{flops:.1f}",
+                f"{traffic:,.0f}",
+                *at_equal_cost,
+            ]
             method = cell[0]
             ranked.append(((method, flops, traffic), row))
         ranked.sort(key=lambda pair: pair[0])
@@ -227,7 +251,9 @@ def plans(lines: list[Line]) -> str:
 
 
 def skew(lines: list[Line]) -> str:
-    """Return a row for each split of the rows over clients and each plan: BERT-FL's score, FedBT's, the difference."""
+    """Return a row for each split of the rows over clients and each plan: BERT-FL's score, FedBT's,
+    the difference.
+    """
     rows = []
     fedbt = [line for line in lines if line["method"] == "FedBT"]
     for dataset, variant in dict.fromkeys((line["dataset"], line["variant"]) for line in fedbt):
@@ -235,17 +261,31 @@ def skew(lines: list[Line]) -> str:
         plan, split = variant.split(", ", 1)
         full = cells.get((REFERENCE[0], split), [])
         ours = cells["FedBT", variant]
-        named = split.replace("partitioner=", "").replace("partition-weights=", "").replace("dirichlet-", "")
+        named = (
+            split.replace("partitioner=", "")
+            .replace("partition-weights=", "")
+            .replace("dirichlet-", "")
+        )
         points = points_text(paired_differences(ours, full))
-        rows.append([title_of(lines, dataset), named, spread_text(full), plan, spread_text(ours), points])
-    return table("| data | split | BERT-FL | FedBT trains | FedBT | points to BERT-FL (seeds) |", rows)
+        rows.append(
+            [title_of(lines, dataset), named, spread_text(full), plan, spread_text(ours), points]
+        )
+    return table(
+        "| data | split | BERT-FL | FedBT trains | FedBT | points to BERT-FL (seeds) |", rows
+    )
 
 
 def cost_to_target(lines: list[Line]) -> str:
-    """Return, from the seed with a curve, what each method spent to come within 2 points of BERT-FL's final score."""
+    """Return, from the seed with a curve, what each method spent to come within 2 points of
+    BERT-FL's final score.
+    """
     rows = []
     for dataset in _datasets(lines):
-        curves = {cell_of(line): line for line in lines if line["dataset"] == dataset and len(line["curve"]) > 1}
+        curves = {
+            cell_of(line): line
+            for line in lines
+            if line["dataset"] == dataset and len(line["curve"]) > 1
+        }
         if REFERENCE not in curves:
             continue
         goal = curves[REFERENCE]["value"] - 2 * MARGIN
@@ -255,6 +295,10 @@ def cost_to_target(lines: list[Line]) -> str:
             reached = next((point for point in line["curve"] if point[-1] >= goal), None)
             spent = ["not reached"] * 3
             if reached:
-                spent = [str(reached[0]), f"{tflop(*reached[1:4]):.1f}", f"{megabytes(*reached[1:4]):,.1f}"]
+                spent = [
+                    str(reached[0]),
+                    f"{tflop(*reached[1:4]):.1f}",
+                    f"{megabytes(*reached[1:4]):,.1f}",
+                ]
             rows.append([goal_text, name_of(cell), *spent])
     return table("| goal | method | rounds | TFLOP of all clients | MB both ways |", rows)

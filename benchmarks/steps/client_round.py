@@ -27,8 +27,11 @@ STEPS = 16
 PHASES = ("import", "sync", "load", "train", "encode_float32", "encode_int4")
 
 
-def measure(setting: Setting, method: str, local_depth: int, scratch: Path, began: float) -> dict[str, float]:
-    """Measure a later round of a run: the server's last delta is new, the frozen-prefix cache is filled.
+def measure(
+    setting: Setting, method: str, local_depth: int, scratch: Path, began: float
+) -> dict[str, float]:
+    """Measure a later round of a run: the server's last delta is new, the frozen-prefix cache is
+    filled.
 
     Parameters
     ----------
@@ -96,7 +99,9 @@ def _typical(setting: Setting, local_depth: int) -> RoundPlan:
 
 
 def _request(setting: Setting, plan: RoundPlan, pool: ParameterPool) -> Request:
-    """Play the server: bring the pool to the state before the round's delta, then return what sends that."""
+    """Play the server: bring the pool to the state before the round's delta, then return what sends
+    that.
+    """
     weights = setting.weights
     checkpoint = weights.checkpoint
     state = GlobalState(checkpoint)

@@ -1,7 +1,8 @@
 """What one client's training step costs: FLOPs, seconds and memory, FedBT beside stock code.
 
-Random weights and random word pieces, batches of 8, one process on the CPU. FedBT costs the mean over its
-schedule of 10 rounds. Writes client_step.json, and client_round.json for a client's whole round.
+Random weights and random word pieces, batches of 8, one process on the CPU. FedBT costs the mean
+over its schedule of 10 rounds. Writes client_step.json, and client_round.json for a client's whole
+round.
 """
 
 import argparse
@@ -51,17 +52,24 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--arch", choices=ARCHITECTURES, default="bert-base")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--lengths", nargs="+", choices=(str(LENGTH), "real"), default=[str(LENGTH), "real"])
+    parser.add_argument(
+        "--lengths", nargs="+", choices=(str(LENGTH), "real"), default=[str(LENGTH), "real"]
+    )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--raw", type=Path, help="folder with train.jsonl.gz: its texts' lengths are the real ones")
+    parser.add_argument(
+        "--raw", type=Path, help="folder with train.jsonl.gz: its texts' lengths are the real ones"
+    )
     parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
     parser.add_argument("--output", type=Path, default=RESULTS / "client_step.json")
     only = "only the table of whole rounds, or all but it; both tables if not given"
     parser.add_argument("--round", action=argparse.BooleanOptionalAction, default=None, help=only)
-    parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)  # the rest is for processes of our own
+    # the rest is for processes of our own
+    parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--whole-round", nargs=4, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -84,7 +92,7 @@ def _both_tables(options: argparse.Namespace) -> None:
             tables.print_rounds(rows)
 
 
-# Steps --------------------------------------------------------------------------------------------------------
+# Steps --------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -121,13 +129,19 @@ def _compare(options: argparse.Namespace, task: str, length: str, peaks: "_Peaks
         lengths = workload.real_lengths(options.raw)
     load = workload.make(setting, lengths)
     compared = [(method, depth) for method in METHODS for depth in setting.local_depths(method)]
-    memory = {variant: peaks.of(*variant, task) for variant in compared}  # before this process needs much itself
-    samples = {variant: _samples(variants.parts(setting, *variant, load), load) for variant in compared}
+    # before this process needs much itself
+    memory = {variant: peaks.of(*variant, task) for variant in compared}
+    samples = {
+        variant: _samples(variants.parts(setting, *variant, load), load) for variant in compared
+    }
     for (method, depth), own in samples.items():
         for sample in own:
             sample.warm_up(f"{task}, {method}, {depth} blocks, {length}")
     for repetition in range(options.repetitions):
-        print(f"{task}, {length}: repetition {repetition + 1} of {options.repetitions}", file=sys.stderr)
+        print(
+            f"{task}, {length}: repetition {repetition + 1} of {options.repetitions}",
+            file=sys.stderr,
+        )
         for own in samples.values():
             for sample in own:
                 sample.run()
@@ -179,14 +193,14 @@ def _with_ratios(rows: list[Row]) -> list[Row]:
     return rows
 
 
-# Memory and whole rounds, each in a process of its own --------------------------------------------------------
+# Memory and whole rounds, each in a process of its own --------------------------------------------
 
 
 class _Peaks:
     """Peak memory of each method, measured once, at full length.
 
-    FedBT's is the larger of that of its first round, which fills the frozen-prefix cache, and that of the round
-    whose plan needs most, which finds it filled.
+    FedBT's is the larger of that of its first round, which fills the frozen-prefix cache, and that
+    of the round whose plan needs most, which finds it filled.
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -200,7 +214,9 @@ class _Peaks:
         key = (method, task, str(depth))
         if key not in self._known:
             moments = ("first", "largest") if method == "fedbt" else ("only",)
-            self._known[key] = max(_in_process(self._options, "--peak", *key, moment) for moment in moments)
+            self._known[key] = max(
+                _in_process(self._options, "--peak", *key, moment) for moment in moments
+            )
         return self._known[key]
 
 
@@ -226,7 +242,9 @@ def _peak(options: argparse.Namespace, method: str, task: str, depth: int, momen
     return int(kibibytes) * 1024
 
 
-def _whole_round(options: argparse.Namespace, method: str, task: str, depth: int, began: float) -> dict[str, float]:
+def _whole_round(
+    options: argparse.Namespace, method: str, task: str, depth: int, began: float
+) -> dict[str, float]:
     """Do a whole round in this process and return its seconds."""
     from benchmarks.steps import client_round  # brings Flower: not for the memory of a step
 
@@ -241,14 +259,23 @@ def _rounds(options: argparse.Namespace) -> list[Row]:
         for method in ("full", "fedbt"):
             depth = Setting(options.checkpoint, task).local_depths(method)[0]
             print(f"whole round: {task}, {method}", file=sys.stderr)
-            seconds = _in_process(options, "--whole-round", method, task, str(depth), str(time.time()))
+            seconds = _in_process(
+                options, "--whole-round", method, task, str(depth), str(time.time())
+            )
             variant = (options.arch, task, method, depth, str(LENGTH), options.precision)
             rows.append(dict(zip(KEYS, variant, strict=True)) | {"seconds": seconds} | machine())
     return rows
 
 
 def _in_process(options: argparse.Namespace, *arguments: str) -> Any:
-    fixed = ["--arch", options.arch, "--precision", options.precision, "--checkpoint", str(options.checkpoint)]
+    fixed = [
+        "--arch",
+        options.arch,
+        "--precision",
+        options.precision,
+        "--checkpoint",
+        str(options.checkpoint),
+    ]
     command = [sys.executable, "-m", "benchmarks.steps.client_step", *fixed, *arguments]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])

@@ -39,8 +39,12 @@ class Part:
     padded: bool = False
 
 
-def parts(setting: Setting, method: str, local_depth: int, load: Workload, only: RoundPlan | None = None) -> list[Part]:
-    """Build a method's models and return its steps: those of all FedBT's plans, or of one of them."""
+def parts(
+    setting: Setting, method: str, local_depth: int, load: Workload, only: RoundPlan | None = None
+) -> list[Part]:
+    """Build a method's models and return its steps: those of all FedBT's plans, or of one
+    of them.
+    """
     if method == "full-stock":
         step = _stock_step(stock_model(setting), setting.bfloat16)
         return [Part(1, step, partial(_stock_flops, setting), padded=True)]
@@ -71,13 +75,21 @@ def _stock_flops(setting: Setting, _: StepShape) -> int:
 
 def stock_model(setting: Setting) -> Any:
     """Load transformers' own model as anybody would."""
-    from transformers import BertForMaskedLM, BertForSequenceClassification, BertForTokenClassification
+    from transformers import (
+        BertForMaskedLM,
+        BertForSequenceClassification,
+        BertForTokenClassification,
+    )
 
     if setting.task == "mlm":
         return BertForMaskedLM.from_pretrained(setting.folder).train()
     if setting.task == "classification":
-        return BertForSequenceClassification.from_pretrained(setting.folder, num_labels=len(LABELS)).train()
-    return BertForTokenClassification.from_pretrained(setting.folder, num_labels=len(LABELS)).train()
+        return BertForSequenceClassification.from_pretrained(
+            setting.folder, num_labels=len(LABELS)
+        ).train()
+    return BertForTokenClassification.from_pretrained(
+        setting.folder, num_labels=len(LABELS)
+    ).train()
 
 
 def _lora(setting: Setting) -> Any:
@@ -93,8 +105,12 @@ def _lora(setting: Setting) -> Any:
     return get_peft_model(stock_model(setting), config).train()
 
 
-def _fedbt(setting: Setting, plans: list[tuple[RoundPlan, float]], cache: PrefixCache | None) -> list[Part]:
-    """Make the parts of the product's own steps; filling the cache costs each example one pass in all rounds."""
+def _fedbt(
+    setting: Setting, plans: list[tuple[RoundPlan, float]], cache: PrefixCache | None
+) -> list[Part]:
+    """Make the parts of the product's own steps; filling the cache costs each example one pass in
+    all rounds.
+    """
     local_models = [setting.build(plan) for plan, _ in plans]
     if cache is None:
         made = []
@@ -147,7 +163,9 @@ def _exact_step(local: LocalModel, cache: PrefixCache | None = None) -> Callable
 
 
 def _distinct(plans: list[RoundPlan]) -> list[tuple[RoundPlan, float]]:
-    """Take one of all plans that compute the same, with their share: which frozen blocks were drawn is no matter."""
+    """Take one of all plans that compute the same, with their share: which frozen blocks were drawn
+    is no matter.
+    """
     kinds: dict[tuple[int, int, int], list[RoundPlan]] = {}
     for plan in plans:
         kind = (len(plan.local_blocks), plan.lowest_trained, len(plan.trained_blocks))
@@ -155,7 +173,9 @@ def _distinct(plans: list[RoundPlan]) -> list[tuple[RoundPlan, float]]:
     return [(same[0], len(same) / len(plans)) for same in kinds.values()]
 
 
-def train_round(setting: Setting, plan: RoundPlan, rows: list[dict[str, Any]], folder: Path) -> None:
+def train_round(
+    setting: Setting, plan: RoundPlan, rows: list[dict[str, Any]], folder: Path
+) -> None:
     """Train one round as a client does, with the frozen-prefix cache in `folder`."""
     cache = setting.open_cache(folder, rows)
     local = setting.build(plan)
@@ -167,4 +187,6 @@ def train_round(setting: Setting, plan: RoundPlan, rows: list[dict[str, Any]], f
 def largest(setting: Setting, local_depth: int) -> RoundPlan:
     """Return the plan of the schedule that needs most memory."""
     shape = setting.costs.full_shape(BATCH, LENGTH, setting.collator.reading.mask_probability)
-    return max(setting.schedule(local_depth), key=lambda plan: setting.costs.memory_bytes(plan, shape))
+    return max(
+        setting.schedule(local_depth), key=lambda plan: setting.costs.memory_bytes(plan, shape)
+    )

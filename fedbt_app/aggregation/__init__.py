@@ -1,4 +1,5 @@
-"""How a round's deltas become one step: one file a rule or server optimiser, and these tables of them by name.
+"""How a round's deltas become one step: one file a rule or server optimiser, and these tables of
+them by name.
 
 A maker gets what stands behind `name:` in the setting, and the run's settings.
 """
@@ -8,8 +9,11 @@ from fedbt_app.aggregation.mean import WeightedMean
 from fedbt_app.aggregation.momentum import Momentum
 from fedbt_app.choices import Choices, Maker
 
-RULES: Choices[Maker[Rule]] = Choices("aggregation", {"mean": lambda value, settings: WeightedMean()})
+RULES: Choices[Maker[Rule]] = Choices(
+    "aggregation", {"mean": lambda value, settings: WeightedMean()}
+)
 
 OPTIMIZERS: Choices[Maker[ServerOptimizer]] = Choices(
-    "server-optimizer", {"momentum": lambda value, settings: Momentum(float(value or settings.server_momentum))}
+    "server-optimizer",
+    {"momentum": lambda value, settings: Momentum(float(value or settings.server_momentum))},
 )

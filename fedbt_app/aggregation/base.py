@@ -26,5 +26,6 @@ class ServerOptimizer(ABC):
     def step(self, deltas: "Tensors", memory: "Tensors") -> "tuple[Tensors, Tensors]":
         """Return the step that one part takes, and what to remember until its next one.
 
-        `memory` is what the part's last step returned, some rounds ago perhaps; empty at first. A resumed run has it.
+        `memory` is what the part's last step returned, some rounds ago perhaps; empty at first. A
+        resumed run has it.
         """

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 
 class WeightedMean(Rule):
-    """sum(n_k * delta_k) / sum(n_k) over the clients that trained each tensor: memory does not grow with the clients.
+    """sum(n_k * delta_k) / sum(n_k) over the clients that trained each tensor: memory does not grow
+    with the clients.
 
     Sums in float64, so that the order in which clients answer does not show in float32.
     """

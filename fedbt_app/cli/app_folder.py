@@ -1,8 +1,8 @@
 """The folder that Flower takes for an app: the checkout, or one made of what the wheel installed.
 
-A wheel unpacks the package alone. The three files that Flower wants beside it travel in the wheel's metadata, and the
-app is laid out below the cache once for each content. It is the checkout's app, file for file: every node gets the same
-code, wherever the run was started.
+A wheel unpacks the package alone. The three files that Flower wants beside it travel in the wheel's
+metadata, and the app is laid out below the cache once for each content. It is the checkout's app,
+file for file: every node gets the same code, wherever the run was started.
 """
 
 import hashlib
@@ -15,7 +15,8 @@ from fedbt_app.config import APP_DIR, default_cache_folder
 from fedbt_app.errors import FedBTError
 
 DISTRIBUTION = "fedbt-app"
-BESIDE = ("pyproject.toml", "server_app.py", "client_app.py")  # the package; pyproject.toml puts them into the wheel
+# the package; pyproject.toml puts them into the wheel
+BESIDE = ("pyproject.toml", "server_app.py", "client_app.py")
 
 
 def installed() -> Distribution:
@@ -23,7 +24,9 @@ def installed() -> Distribution:
     try:
         return distribution(DISTRIBUTION)
     except PackageNotFoundError:
-        raise FedBTError(f"{DISTRIBUTION} is not installed: pip install it, from a wheel or a checkout") from None
+        raise FedBTError(
+            f"{DISTRIBUTION} is not installed: pip install it, from a wheel or a checkout"
+        ) from None
 
 
 def app_folder() -> Path:

@@ -58,9 +58,13 @@ def _packages(config: RunConfig) -> str:
         try:
             present = version(requirement.name)
         except PackageNotFoundError:
-            raise FedBTError(f"{requirement.name} is not installed: pip install '{requirement}'") from None
+            raise FedBTError(
+                f"{requirement.name} is not installed: pip install '{requirement}'"
+            ) from None
         if not requirement.specifier.contains(present.split("+")[0], prereleases=True):
-            raise FedBTError(f"{requirement.name} {present} is installed: pip install '{requirement}'")
+            raise FedBTError(
+                f"{requirement.name} {present} is installed: pip install '{requirement}'"
+            )
         found.append(f"{requirement.name} {present}")
     return ", ".join(found)
 

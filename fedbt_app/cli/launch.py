@@ -35,7 +35,11 @@ def absolute_paths(values: Mapping[str, Any], base: Path) -> dict[str, Any]:
 
 
 def run(
-    values: Mapping[str, Any], clients: int, superlink: str | None, verbose: bool, show: Callable[[str], None]
+    values: Mapping[str, Any],
+    clients: int,
+    superlink: str | None,
+    verbose: bool,
+    show: Callable[[str], None],
 ) -> Path | None:
     """Run the job with `values` (dashed keys, all of them) and wait for it.
 
@@ -50,45 +54,69 @@ def run(
         When the run failed, with the reason that the server gave.
     """
     folder = RunConfig.load(values).output_folder
-    resume = f"the same command and resume={folder}" if superlink else f"`fedbt run --resume {folder}`"
+    resume = (
+        f"the same command and resume={folder}" if superlink else f"`fedbt run --resume {folder}`"
+    )
     go_on = f"go on with {resume}"
-    flower = _Flower(app_folder(), superlink, local.environment(None if superlink else local.start()))
-    options = ["--federation-config", _resources(clients, str(values["device"]))] if superlink is None else []
+    flower = _Flower(
+        app_folder(), superlink, local.environment(None if superlink else local.start())
+    )
+    options = (
+        ["--federation-config", _resources(clients, str(values["device"]))]
+        if superlink is None
+        else []
+    )
     with tempfile.TemporaryDirectory(prefix="fedbt-") as scratch:
         overrides = Path(scratch) / "run.toml"
-        lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+        lines = (
+            f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()
+        )
         overrides.write_text("".join(lines), encoding="utf-8")
         try:
             run_id, reason = flower.run(["--run-config", str(overrides), *options], verbose, show)
         except KeyboardInterrupt:
             raise FedBTError(f"interrupted: the run was stopped; {go_on}") from None
     if run_id is None:
-        raise FedBTError(f"Flower did not start the run: {reason or 'see its output with --verbose'}")
+        raise FedBTError(
+            f"Flower did not start the run: {reason or 'see its output with --verbose'}"
+        )
     status = flower.status(run_id)
     if status != "finished:completed":
-        raise FedBTError(reason or f"run {run_id} ended as {status}: see its output with --verbose, or {go_on}")
+        raise FedBTError(
+            reason or f"run {run_id} ended as {status}: see its output with --verbose, or {go_on}"
+        )
     return folder if superlink is None else None
 
 
 def _resources(clients: int, device: str) -> str:
-    """Say what each simulated client gets: one that is given no share of the GPUs does not see any."""
+    """Say what each simulated client gets: one that is given no share of the GPUs does
+    not see any.
+    """
     import torch  # not above: what needs no GPU need not wait for it
 
     gpus = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
-    share = f" client-resources-num-gpus={min(1.0, int(1e4 * gpus / clients) / 1e4)}" if gpus else ""
+    share = (
+        f" client-resources-num-gpus={min(1.0, int(1e4 * gpus / clients) / 1e4)}" if gpus else ""
+    )
     return f"num-supernodes={clients} client-resources-num-cpus=1{share}"
 
 
 @dataclass(frozen=True)
 class _Flower:
-    """Flower's command line for one app and one SuperLink; without a name it is the one that the settings lead to."""
+    """Flower's command line for one app and one SuperLink; without a name it is the one that the
+    settings lead to.
+    """
 
     app: Path
     superlink: str | None
     environment: dict[str, str]
 
-    def run(self, options: list[str], verbose: bool, show: Callable[[str], None]) -> tuple[str | None, str]:
-        """Submit the app and follow it to its end; returns the run's id, if it started, and the reason if it failed."""
+    def run(
+        self, options: list[str], verbose: bool, show: Callable[[str], None]
+    ) -> tuple[str | None, str]:
+        """Submit the app and follow it to its end; returns the run's id, if it started, and the
+        reason if it failed.
+        """
         run_id, reason, tail = None, "", ""
         command = self._command("run", str(self.app), options=["--stream", *options])
         try:
@@ -101,7 +129,9 @@ class _Flower:
                 text=True,
             )
         except FileNotFoundError:
-            raise FedBTError(f"{command[0]} is not installed: pip install 'flwr[simulation]'") from None
+            raise FedBTError(
+                f"{command[0]} is not installed: pip install 'flwr[simulation]'"
+            ) from None
         assert process.stdout is not None
         try:
             for line in process.stdout:

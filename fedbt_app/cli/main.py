@@ -49,36 +49,68 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         if settings:
             sub.add_argument(
-                "--config", type=Path, metavar="FILE", help="TOML file of config keys, such as conf/*.toml"
+                "--config",
+                type=Path,
+                metavar="FILE",
+                help="TOML file of config keys, such as conf/*.toml",
             )
-            sub.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="config keys (docs/config.md)")
+            sub.add_argument(
+                "settings", nargs="*", metavar="KEY=VALUE", help="config keys (docs/config.md)"
+            )
             group = sub.add_argument_group("config keys as options")
             for key in defaults():
-                group.add_argument(f"--{key}", dest=f"key:{key}", metavar="VALUE", help=argparse.SUPPRESS)
+                group.add_argument(
+                    f"--{key}", dest=f"key:{key}", metavar="VALUE", help=argparse.SUPPRESS
+                )
         return sub
 
     run = add(
-        "run", "Run a federated job, show its progress and its result; --resume DIR goes on with a stopped one.", _run
+        "run",
+        "Run a federated job, show its progress and its result; --resume DIR goes on with a stopped one.",
+        _run,
     )
-    run.add_argument("--clients", type=int, metavar="N", help=f"simulated clients (default {SIMULATED_CLIENTS})")
-    run.add_argument("--superlink", metavar="NAME", help="a SuperLink of Flower's config.toml; default: simulate here")
+    run.add_argument(
+        "--clients", type=int, metavar="N", help=f"simulated clients (default {SIMULATED_CLIENTS})"
+    )
+    run.add_argument(
+        "--superlink",
+        metavar="NAME",
+        help="a SuperLink of Flower's config.toml; default: simulate here",
+    )
     run.add_argument("--verbose", action="store_true", help="show all of Flower's output")
     plan = add("plan", "Predict blocks, FLOPs, bytes and memory of a run; trains nothing.", _plan)
-    plan.add_argument("--arch", choices=sorted(PRESETS), help="dimensions of a well-known BERT, instead of `model`")
-    plan.add_argument("--num-labels", type=int, default=2, metavar="N", help="classes or tags (default 2)")
-    plan.add_argument("--examples", type=int, default=1000, metavar="N", help="a client's rows (default 1000)")
+    plan.add_argument(
+        "--arch",
+        choices=sorted(PRESETS),
+        help="dimensions of a well-known BERT, instead of `model`",
+    )
+    plan.add_argument(
+        "--num-labels", type=int, default=2, metavar="N", help="classes or tags (default 2)"
+    )
+    plan.add_argument(
+        "--examples", type=int, default=1000, metavar="N", help="a client's rows (default 1000)"
+    )
     add("doctor", "Check installation, device, Flower version, model and data path.", _doctor)
     stop = add(
-        "stop", "End the local SuperLink that `fedbt run` left running, and the run in it.", _stop, settings=False
+        "stop",
+        "End the local SuperLink that `fedbt run` left running, and the run in it.",
+        _stop,
+        settings=False,
     )
-    stop.add_argument("--all", action="store_true", help="those of all checkouts and environments of this user")
+    stop.add_argument(
+        "--all", action="store_true", help="those of all checkouts and environments of this user"
+    )
     report = add("report", "Compare finished runs.", _report, settings=False)
-    report.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output folders with a report.json")
+    report.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="output folders with a report.json"
+    )
     return parser
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Merge defaults, then the file, then KEY=VALUE and --KEY VALUE; every key of RunConfig is in the result."""
+    """Merge defaults, then the file, then KEY=VALUE and --KEY VALUE; every key of RunConfig is in
+    the result.
+    """
     values = defaults() | _given(options)
     RunConfig.load(values)
     return values
@@ -90,11 +122,17 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
         try:
             values |= tomllib.loads(options.config.read_text(encoding="utf-8"))
         except OSError as error:
-            raise FedBTError(f"config file {options.config}: {error.strerror}; shipped ones are in conf/") from None
+            raise FedBTError(
+                f"config file {options.config}: {error.strerror}; shipped ones are in conf/"
+            ) from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise FedBTError(f"config file {options.config} is not TOML: {error}") from None
     assigned = list(options.settings)
-    assigned += [f"{key}={value}" for key in defaults() if (value := getattr(options, f"key:{key}")) is not None]
+    assigned += [
+        f"{key}={value}"
+        for key in defaults()
+        if (value := getattr(options, f"key:{key}")) is not None
+    ]
     return values | dict(parse_assignment(text) for text in assigned)
 
 
@@ -110,28 +148,37 @@ def _run(options: argparse.Namespace) -> None:
         values = settings_of(options)
     else:
         if given.get("resume"):
-            values, clients = _stopped_run(launch.absolute_paths(given, Path.cwd()), options.clients)
+            values, clients = _stopped_run(
+                launch.absolute_paths(given, Path.cwd()), options.clients
+            )
         else:
             values = launch.absolute_paths(settings_of(options), Path.cwd())
         values["min-clients"] = min(values["min-clients"], clients)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this command ends the run
+    # whoever ends this command ends the run
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with live.progress(values["num-rounds"], options.verbose) as show:
         folder = launch.run(values, clients, options.superlink, options.verbose, show)
     if folder is None:
-        print(f"finished: the report is in {RunConfig.load(values).output_folder} on the SuperLink's machine")
+        print(
+            f"finished: the report is in {RunConfig.load(values).output_folder} on the SuperLink's machine"
+        )
     else:
         comparison.print_result(report.load(folder))
 
 
 def _stopped_run(given: dict[str, Any], clients: int | None) -> tuple[dict[str, Any], int]:
-    """Return the settings of the run that `resume` names, and its simulated clients; neither may be given otherwise."""
+    """Return the settings of the run that `resume` names, and its simulated clients; neither may be
+    given otherwise.
+    """
     from fedbt_app.server.snapshot import Snapshot
 
     stopped = Snapshot(Path(given["resume"]))
     config = RunConfig.load(stopped.settings | given)
     stopped.check(config)
     if clients not in (None, stopped.nodes):
-        raise FedBTError(f"--clients {clients} but the run in {given['resume']} has {stopped.nodes}: drop --clients")
+        raise FedBTError(
+            f"--clients {clients} but the run in {given['resume']} has {stopped.nodes}: drop --clients"
+        )
     return config.values(), stopped.nodes
 
 
@@ -143,7 +190,9 @@ def _plan(options: argparse.Namespace) -> None:
         if value < 1:
             raise FedBTError(f"{name} {value} is too few: give at least 1")
     print_preview(
-        preview(config, _architecture(options.arch, config.model), options.num_labels, options.examples),
+        preview(
+            config, _architecture(options.arch, config.model), options.num_labels, options.examples
+        ),
         f"{config.method}, {config.task}, {options.arch or config.model}: one client, {options.examples} rows of "
         f"{config.max_length} pieces, batch {config.batch_size}",
     )

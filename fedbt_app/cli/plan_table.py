@@ -1,4 +1,6 @@
-"""`fedbt plan`: what a run would train and cost, round by round, from the model's dimensions alone."""
+"""`fedbt plan`: what a run would train and cost, round by round, from the model's
+dimensions alone.
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -17,8 +19,9 @@ class Preview:
     """One client's predicted run beside full-model training of the same rows.
 
     FLOPs are sums over a round's steps; `stock` is the stock full-model step padded to max-length,
-    `same` full-model training with this app's optimisations. Bytes are one way. The `frozen_blocks` lowest ones stay as
-    they are in all rounds: their output takes `cache_bytes` of disk, if it is `cached`.
+    `same` full-model training with this app's optimisations. Bytes are one way. The `frozen_blocks`
+    lowest ones stay as they are in all rounds: their output takes `cache_bytes` of disk, if it is
+    `cached`.
     """
 
     rounds: list[RoundCosts]
@@ -54,7 +57,9 @@ class Preview:
         return self.amounts(self._mean_flops, self._mean_bytes, largest)
 
     def amounts(self, flops: float, size: float, memory: float) -> list[str]:
-        """Return the cells under HEADS for the FLOPs of a step, the bytes of an exchange and of memory."""
+        """Return the cells under HEADS for the FLOPs of a step, the bytes of an exchange and of
+        memory.
+        """
         return [
             f"{self.steps * flops / 1e12:.2f}",
             f"{100 * flops / self.stock_step_flops:.1f} %",
@@ -73,13 +78,20 @@ class Preview:
         return sum(costs.exchange_bytes for costs in self.rounds) / len(self.rounds)
 
 
-def preview(config: RunConfig, architecture: Architecture, num_labels: int, examples: int) -> Preview:
-    """Predict a run of `config` for a client of `examples` full-length rows, the frozen-prefix cache included."""
-    model = CostModel(architecture, TASKS[config.task], num_labels, rank=config.lora_rank, codec=config.codec)
+def preview(
+    config: RunConfig, architecture: Architecture, num_labels: int, examples: int
+) -> Preview:
+    """Predict a run of `config` for a client of `examples` full-length rows, the frozen-prefix
+    cache included.
+    """
+    model = CostModel(
+        architecture, TASKS[config.task], num_labels, rank=config.lora_rank, codec=config.codec
+    )
     in_float32 = replace(model, codec="float32")
     shape = model.full_shape(config.batch_size, config.max_length, config.mask_probability)
     full = in_float32.round(full_plan(architecture.depth), shape)
-    run_plan = replace(config.plan(architecture.depth), seed=0)  # any client's: which blocks it draws is open
+    # any client's: which blocks it draws is open
+    run_plan = replace(config.plan(architecture.depth), seed=0)
     rounds = [model.round(plan, shape) for plan in run_plan.rounds(local_depth=config.local_depth)]
     frozen = run_plan.frozen_prefix(config.local_depth)
     size = examples * config.max_length * architecture.hidden * BYTES * config.fixed_versions
@@ -100,15 +112,26 @@ def preview(config: RunConfig, architecture: Architecture, num_labels: int, exam
     )
 
 
-def _over_cache(config: RunConfig, model: CostModel, costs: RoundCosts, shape: StepShape, frozen: int) -> RoundCosts:
-    """Return a round's costs over the cache of the frozen blocks' output, which its first epoch fills."""
+def _over_cache(
+    config: RunConfig, model: CostModel, costs: RoundCosts, shape: StepShape, frozen: int
+) -> RoundCosts:
+    """Return a round's costs over the cache of the frozen blocks' output, which its first epoch
+    fills.
+    """
     flops = model.step_flops(costs.plan, shape, start=frozen)
     if costs.plan.round < config.fixed_versions:
         flops += model.prefix_flops(frozen, shape.batch, shape.length) // config.local_epochs
     return replace(costs, step_flops=flops)
 
 
-HEADS = ("TFLOP", "of stock\nfull", "of same-\nopt. full", "MB each\nway", "of full", "memory\nGB (est.)")
+HEADS = (
+    "TFLOP",
+    "of stock\nfull",
+    "of same-\nopt. full",
+    "MB each\nway",
+    "of full",
+    "memory\nGB (est.)",
+)
 
 
 def print_preview(shown: Preview, title: str) -> None:

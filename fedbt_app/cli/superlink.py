@@ -1,8 +1,10 @@
-"""The local SuperLink that simulates: one for each app folder and Python, started by the first run that needs it.
+"""The local SuperLink that simulates: one for each app folder and Python, started by the first run
+that needs it.
 
-Flower's own is one for each user, at one fixed port: a second checkout would be served by the first one's environment,
-and its clients would load the first one's code. So each installation has a folder of its own for Flower's settings,
-below the cache, and a free port. What was started is kept there, by process id, so that it can be used again and ended.
+Flower's own is one for each user, at one fixed port: a second checkout would be served by the first
+one's environment, and its clients would load the first one's code. So each installation has a
+folder of its own for Flower's settings, below the cache, and a free port. What was started is kept
+there, by process id, so that it can be used again and ended.
 """
 
 import hashlib
@@ -26,7 +28,8 @@ PATIENCE = 60  # seconds until a SuperLink answers: a few on an idle machine
 ATTEMPTS = 3  # another process may take the port that was free a moment ago
 RECORD, DATABASE, LOG = "superlink.json", "state.db", "superlink.log"
 
-# Flower reads it when a SuperLink starts: without it each run would install torch anew, into an environment of its own.
+# Flower reads it when a SuperLink starts: without it each run would install torch anew, into an
+# environment of its own.
 KEEP_ENVIRONMENT = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
 
 
@@ -40,13 +43,17 @@ class Running:
 
 
 def settings_folder() -> Path:
-    """Return the folder of Flower's settings for this installation: the app's folder and the Python that runs it."""
+    """Return the folder of Flower's settings for this installation: the app's folder and the Python
+    that runs it.
+    """
     place = f"{APP_DIR}\n{sys.prefix}"
     return default_cache_folder() / "flower" / hashlib.sha256(place.encode()).hexdigest()[:12]
 
 
 def environment(settings: Path | None) -> dict[str, str]:
-    """Return the environment of Flower's commands: with the settings in that folder, or the user's own."""
+    """Return the environment of Flower's commands: with the settings in that folder, or the user's
+    own.
+    """
     beside = Path(sys.executable).parent  # Flower looks for its other commands on the path
     found = os.environ | {
         KEEP_ENVIRONMENT: "1",
@@ -59,7 +66,9 @@ def environment(settings: Path | None) -> dict[str, str]:
 
 
 def script(name: str) -> str:
-    """Return the path of one of Flower's commands: this environment's, or else whichever is found."""
+    """Return the path of one of Flower's commands: this environment's, or else whichever
+    is found.
+    """
     beside = Path(sys.executable).with_name(name)
     return str(beside) if beside.exists() else name
 
@@ -73,11 +82,14 @@ def running(folder: Path) -> Running | None:
         words = psutil.Process(found.pid).cmdline()
     except (OSError, ValueError, TypeError, psutil.Error):
         return None
-    return found if str(folder / DATABASE) in words else None  # a process id may have gone to another
+    # a process id may have gone to another
+    return found if str(folder / DATABASE) in words else None
 
 
 def start() -> Path:
-    """Start this installation's SuperLink unless it runs; returns the folder of Flower's settings that lead to it."""
+    """Start this installation's SuperLink unless it runs; returns the folder of Flower's settings
+    that lead to it.
+    """
     folder = settings_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +104,9 @@ def start() -> Path:
 
 
 def stop(folder: Path) -> list[Running]:
-    """End the SuperLink that was started with these settings, and what it runs; returns what was ended."""
+    """End the SuperLink that was started with these settings, and what it runs; returns what was
+    ended.
+    """
     import psutil
 
     found = running(folder)
@@ -125,7 +139,9 @@ def free_port() -> int:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time in: of two runs that begin together, one starts the SuperLink and both use it."""
+    """Let one process at a time in: of two runs that begin together, one starts the SuperLink and
+    both use it.
+    """
     import fcntl  # not above: Windows has none, and a remote SuperLink needs none
 
     with (folder / "lock").open("w") as file:
@@ -155,7 +171,8 @@ def _spawn(folder: Path, port: int) -> "subprocess.Popen[bytes]":
     command += ["--database", str(folder / DATABASE), "--log-file", str(folder / LOG)]
     command += ["--log-rotation-interval-hours", "24", "--log-rotation-backup-count", "7"]
     try:
-        # Clients look for their code in the SuperLink's working folder first: there must be none in it.
+        # Clients look for their code in the SuperLink's working folder first: there must be none in
+        # it.
         return subprocess.Popen(
             command,
             cwd=folder,
@@ -174,13 +191,15 @@ def _answers(process: "subprocess.Popen[bytes]", port: int) -> bool:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         if _healthy(port):
-            return process.poll() is None  # else another's answer, at a port that was taken in between
+            # else another's answer, at a port that was taken in between
+            return process.poll() is None
         time.sleep(0.1)
     return False
 
 
 def _healthy(port: int) -> bool:
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=1)) as connection:  # which asks no proxy
+    # which asks no proxy
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=1)) as connection:
         try:
             connection.request("GET", "/health")
             return connection.getresponse().status == 200

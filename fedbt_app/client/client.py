@@ -78,9 +78,13 @@ class Client:
         )
 
     def train(self, request: Request) -> Reply:
-        """Bring the pool up to date, train the plan's blocks on the local rows, return their deltas."""
+        """Bring the pool up to date, train the plan's blocks on the local rows, return their
+        deltas.
+        """
         if request.plan is None:
-            raise FedBTError("the server asked for training without a plan: update FedBT on both sides")
+            raise FedBTError(
+                "the server asked for training without a plan: update FedBT on both sides"
+            )
         watch, meter = Stopwatch(self.device), FlopMeter()
         pool = self._pool(request)
         weights = Weights(self.checkpoint, pool.tensors, model_spec(self.config, request.labels))
@@ -90,7 +94,9 @@ class Client:
         local = build(weights, request.plan, self.device, self._bfloat16)
         rows, collator = self._rows(request.plan.round), self._collator(request)
         with self._prefix_cache(rows, pool.folder / "prefix") as cache:
-            result = train.run(local, rows, collator, self._settings(request.plan.round), meter, cache)
+            result = train.run(
+                local, rows, collator, self._settings(request.plan.round), meter, cache
+            )
         return Reply(
             held=held,
             examples=result.examples,
@@ -140,15 +146,21 @@ class Client:
         )
 
     def _rows(self, round_: int) -> Sequence[Mapping[str, Any]]:
-        """Return the training rows, in the version that is this round's turn where there are fixed ones."""
+        """Return the training rows, in the version that is this round's turn where there are fixed
+        ones.
+        """
         rows: list[dict[str, Any]] = self._data.train.to_list()
         versions = self.config.fixed_versions
         if not versions:
             return rows
         return self.task.fixed(rows, self._reading(), (*self._seed, round_ % versions))
 
-    def _prefix_cache(self, rows: Sequence[Mapping[str, Any]], folder: Path) -> AbstractContextManager[Any]:
-        """Open the cache for the blocks that no round of this run trains; rows masked anew each time have none."""
+    def _prefix_cache(
+        self, rows: Sequence[Mapping[str, Any]], folder: Path
+    ) -> AbstractContextManager[Any]:
+        """Open the cache for the blocks that no round of this run trains; rows masked anew each
+        time have none.
+        """
         config, architecture = self.config, self.checkpoint.architecture
         if not config.fixed_versions:
             return nullcontext()
@@ -157,7 +169,8 @@ class Client:
             depth=config.plan(architecture.depth).frozen_prefix(config.local_depth),
             hidden=architecture.hidden,
         )
-        budget = int(config.prefix_cache_gb * 1e9) // config.fixed_versions  # each has a cache of its own
+        # each has a cache of its own
+        budget = int(config.prefix_cache_gb * 1e9) // config.fixed_versions
         return PrefixCache.open(folder, frozen, rows, budget) or nullcontext()
 
     def _pool(self, request: Request) -> ParameterPool:
@@ -173,13 +186,19 @@ class Client:
     def _collator(self, request: Request) -> Collator:
         return Collator(self.task, self._reading(request.labels))
 
-    def _encoded(self, local: LocalModel, weights: Weights, pool: ParameterPool) -> dict[str, Encoded]:
-        """Encode the deltas of what was trained, part by part; what the codec drops is kept for the next time."""
+    def _encoded(
+        self, local: LocalModel, weights: Weights, pool: ParameterPool
+    ) -> dict[str, Encoded]:
+        """Encode the deltas of what was trained, part by part; what the codec drops is kept for the
+        next time.
+        """
         treated = _treated(local.deltas(weights), mechanisms(self.config))
         encoded = {}
         for part, deltas in treated:
             _check_finite(part, deltas)
-            encoded[part], _, dropped = encode_with_feedback(deltas, pool.residual(part), self.config.codec)
+            encoded[part], _, dropped = encode_with_feedback(
+                deltas, pool.residual(part), self.config.codec
+            )
             pool.store_residual(part, dropped)
         return encoded
 
@@ -193,11 +212,17 @@ class Client:
     ) -> ClientCosts:
         fused = self.device.type == "cuda" or not self.config.dropout
         model = CostModel(self.checkpoint.architecture, self.task, len(request.labels), fused=fused)
-        shapes = [StepShape(batch, length, positions) for batch, length, positions, _ in result.shapes]
-        saved = sum(model.prefix_flops(cache.depth, *shape) for shape in result.cached) if cache else 0
+        shapes = [
+            StepShape(batch, length, positions) for batch, length, positions, _ in result.shapes
+        ]
+        saved = (
+            sum(model.prefix_flops(cache.depth, *shape) for shape in result.cached) if cache else 0
+        )
         return ClientCosts(
             train_flops=meter.total,
-            stock_flops=sum(model.stock_step_flops(shape.batch, self.config.max_length) for shape in shapes),
+            stock_flops=sum(
+                model.stock_step_flops(shape.batch, self.config.max_length) for shape in shapes
+            ),
             same_flops=sum(model.full_step_flops(shape) for shape in shapes),
             seconds=watch.seconds,
             peak_memory_bytes=watch.peak_memory_bytes,
@@ -207,12 +232,16 @@ class Client:
 
 
 def _partition(node_config: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return which part of how many a simulated client has; None for a site with data of its own."""
+    """Return which part of how many a simulated client has; None for a site with data of
+    its own.
+    """
     if "data-path" in node_config:
         return None
     partition, of = node_config.get("partition-id"), node_config.get("num-partitions")
     if not isinstance(partition, int) or not isinstance(of, int):
-        raise FedBTError("the node has neither data-path nor partition-id and num-partitions: set data-path")
+        raise FedBTError(
+            "the node has neither data-path nor partition-id and num-partitions: set data-path"
+        )
     return partition, of
 
 
@@ -221,7 +250,9 @@ def _name(node_config: Mapping[str, Any]) -> str:
     return str(node_config.get("name", "client" if partition is None else f"client-{partition}"))
 
 
-def _treated(parts: Iterable[tuple[str, Tensors]], treatments: Sequence[Mechanism]) -> Iterable[tuple[str, Tensors]]:
+def _treated(
+    parts: Iterable[tuple[str, Tensors]], treatments: Sequence[Mechanism]
+) -> Iterable[tuple[str, Tensors]]:
     """Let the privacy mechanisms treat the deltas; without any, parts stay one by one in memory."""
     if not treatments:
         return parts
@@ -243,7 +274,10 @@ def synchronise(pool: ParameterPool, weights: Weights, request: Request) -> dict
     lacking and the server sends the part whole.
     """
     for update in request.sync.updates:
-        if update.kind == DELTA and weights.lacking(update.part).keys() - pool.tensors(update.part).keys():
+        if (
+            update.kind == DELTA
+            and weights.lacking(update.part).keys() - pool.tensors(update.part).keys()
+        ):
             continue  # a delta to tensors that this pool has lost
         tensors = _updated(weights, update)
         if digest(tensors) == update.state.digest:

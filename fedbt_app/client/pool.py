@@ -58,17 +58,20 @@ class ParameterPool:
         self._path(part).unlink(missing_ok=True)
 
     def residual(self, part: str) -> Tensors:
-        """Return what this client's encodings of `part` have dropped so far; nothing when that is lost.
+        """Return what this client's encodings of `part` have dropped so far; nothing when that is
+        lost.
 
-        So far is before the version held now: a round that is done again, because its deltas did not come to
-        count, encodes the same as the first time.
+        So far is before the version held now: a round that is done again, because its deltas did
+        not come to count, encodes the same as the first time.
         """
         earlier = self._residuals_before(part, self._version(part))
         read = read_tensors(earlier[-1]) if earlier else None
         return read[1] if read else {}
 
     def store_residual(self, part: str, tensors: Tensors) -> None:
-        """Keep what the encoding of a delta to the held version of `part` dropped, for the versions to come."""
+        """Keep what the encoding of a delta to the held version of `part` dropped, for the versions
+        to come.
+        """
         if tensors:
             version = self._version(part)
             path = self._residual(part, version)
@@ -100,7 +103,8 @@ class ParameterPool:
 def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, SafetensorError) as error:  # safetensors has no errno: its text says what the system said
+    # safetensors has no errno: its text says what the system said
+    except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FedBTError(
             f"the pool {folder} cannot be written ({reason}): free some space, or set pool-dir to a folder that can be "
@@ -109,9 +113,12 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _drop_old_runs(root: Path) -> None:
-    """Keep the pools of the runs used last: an older run that comes back is simply sent its parts again."""
+    """Keep the pools of the runs used last: an older run that comes back is simply sent its parts
+    again.
+    """
     runs = sorted(
-        (path for path in root.iterdir() if _LINEAGE.fullmatch(path.name)), key=lambda path: path.stat().st_mtime
+        (path for path in root.iterdir() if _LINEAGE.fullmatch(path.name)),
+        key=lambda path: path.stat().st_mtime,
     )
     for path in runs[:-RUNS_KEPT]:
         shutil.rmtree(path, ignore_errors=True)

@@ -70,8 +70,9 @@ def encode(tensors: Mapping[str, torch.Tensor], codec: str) -> Encoded:
     Returns
     -------
     Encoded
-        Equal tensors in the same order give equal bytes: values are rounded to the nearest level, which over
-        20 steps of error feedback left 25 to 40 % less residual than unbiased (random) rounding did.
+        Equal tensors in the same order give equal bytes: values are rounded to the nearest level,
+        which over 20 steps of error feedback left 25 to 40 % less residual than unbiased (random)
+        rounding did.
     """
     if codec not in CODECS:
         raise FedBTError(f"unknown codec {_shown(codec)}; known are {', '.join(CODECS)}")
@@ -80,9 +81,15 @@ def encode(tensors: Mapping[str, torch.Tensor], codec: str) -> Encoded:
     values = torch.empty(sum(value_lengths), dtype=torch.float32 if bits == 32 else torch.bfloat16)
     codes = torch.empty(sum(code_lengths), dtype=torch.uint8)
     largest = FLOAT32_MAX if bits == 32 else LARGEST_VALUE
-    parts = zip(tensors.items(), values.split(value_lengths), codes.split(code_lengths), strict=True)
+    parts = zip(
+        tensors.items(), values.split(value_lengths), codes.split(code_lengths), strict=True
+    )
     for (name, tensor), own_values, own_codes in parts:
-        if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        if (
+            tensor.dtype != torch.float32
+            or tensor.device.type != "cpu"
+            or tensor.layout != torch.strided
+        ):
             raise FedBTError(f"tensor {_shown(name)} must be a dense float32 tensor on the CPU")
         flat = tensor.detach().reshape(-1)
         _check_range(name, flat, -largest, largest)
@@ -91,7 +98,9 @@ def encode(tensors: Mapping[str, torch.Tensor], codec: str) -> Encoded:
         else:
             own_values.copy_(flat)
     raw = values if bits == 32 else values.view(torch.uint16)
-    arrays = {name: part.numpy() for name, part in (("values", raw), ("codes", codes)) if part.numel()}
+    arrays = {
+        name: part.numpy() for name, part in (("values", raw), ("codes", codes)) if part.numel()
+    }
     if zstd:
         arrays = {name: _compress(array) for name, array in arrays.items()}
     return Encoded(arrays, json.dumps(_header_fields(codec, list(tensors)), separators=(",", ":")))
@@ -145,11 +154,14 @@ def decode(
 
 
 def _passes(size: int, bits: int) -> Iterator[tuple[slice, slice, slice, int]]:
-    """Split a tensor into runs of equally long blocks: elements, bytes of codes, blocks, block length."""
+    """Split a tensor into runs of equally long blocks: elements, bytes of codes, blocks, block
+    length.
+    """
     whole = size - size % BLOCK
     for start, stop in itertools.pairwise([*range(0, whole, CHUNK), whole, size]):
         if start < stop:
-            codes = slice(start * bits // 8, -(-stop * bits // 8))  # starts on a whole byte, as 8 divides BLOCK
+            # starts on a whole byte, as 8 divides BLOCK
+            codes = slice(start * bits // 8, -(-stop * bits // 8))
             blocks = slice(start // BLOCK, -(-stop // BLOCK))
             yield slice(start, stop), codes, blocks, min(BLOCK, stop - start)
 
@@ -174,15 +186,22 @@ def _quantise(flat: torch.Tensor, bits: int, steps: torch.Tensor, codes: torch.T
         step = magnitudes.amax(1, keepdim=True).div_(half)
         if bits == 2:
             levels = (magnitudes >= step).add(0.5)
-            step = magnitudes.mul_(levels).sum(1, keepdim=True).div_(levels.square_().sum(1, keepdim=True))
+            step = (
+                magnitudes.mul_(levels)
+                .sum(1, keepdim=True)
+                .div_(levels.square_().sum(1, keepdim=True))
+            )
         # To bfloat16, rounding up: rounded down, the largest element would leave the outer level.
         rounded = (step.view(torch.int32) + 0xFFFF) >> 16
         step_bits[blocks] = rounded.view(-1)
-        step = (rounded << 16).view(torch.float32).clamp_(min=2.0**-133)  # any non-zero step is as large
+        # any non-zero step is as large
+        step = (rounded << 16).view(torch.float32).clamp_(min=2.0**-133)
         levels = torch.div(rows, step, out=magnitudes).add_(half).clamp_(0, 2 * half - 1)
         packed = levels.view(-1).to(torch.uint8)  # rounds down, as the levels lie half a step off
         if per_byte > 1:
-            packed = torch.nn.functional.pad(packed, (0, -packed.numel() % per_byte)).view(-1, per_byte)
+            packed = torch.nn.functional.pad(packed, (0, -packed.numel() % per_byte)).view(
+                -1, per_byte
+            )
             packed = sum((packed[:, i] << bits * i for i in range(1, per_byte)), start=packed[:, 0])
         codes[own] = packed
 
@@ -190,7 +209,9 @@ def _quantise(flat: torch.Tensor, bits: int, steps: torch.Tensor, codes: torch.T
 def _restore(steps: torch.Tensor, codes: torch.Tensor, bits: int, out: torch.Tensor) -> None:
     """Undo `_quantise` by looking up what the 8 / bits elements of each byte stand for."""
     shifts = np.arange(0, 8, bits)
-    table = ((np.arange(256)[:, None] >> shifts) % 2**bits + (0.5 - 2 ** (bits - 1))).astype(np.float32)
+    table = ((np.arange(256)[:, None] >> shifts) % 2**bits + (0.5 - 2 ** (bits - 1))).astype(
+        np.float32
+    )
     packed = codes.numpy()
     for elements, own, blocks, width in _passes(out.numel(), bits):
         levels = torch.from_numpy(table.take(packed[own], axis=0)).view(-1)
@@ -218,14 +239,20 @@ def _receive(name: str, array: Any, length: int, dtype: np.dtype, zstd: bool) ->
         try:
             stated = zstandard.get_frame_parameters(frame).content_size
             if stated != size:
-                raise FedBTError(f"array '{name}' states {stated} bytes, the tensors asked for have {size}")
+                raise FedBTError(
+                    f"array '{name}' states {stated} bytes, the tensors asked for have {size}"
+                )
             # Allocates the size just checked, and refuses a frame that holds more, less or a tail.
             planes = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise FedBTError(f"array '{name}' is not a whole zstd frame: {error}") from error
-        array = np.frombuffer(planes, np.uint8).reshape(dtype.itemsize, -1).T.copy().view(dtype).ravel()
+        array = (
+            np.frombuffer(planes, np.uint8).reshape(dtype.itemsize, -1).T.copy().view(dtype).ravel()
+        )
     if len(array) != length:
-        raise FedBTError(f"array '{name}' has {len(array)} entries, the tensors asked for have {length}")
+        raise FedBTError(
+            f"array '{name}' has {len(array)} entries, the tensors asked for have {length}"
+        )
     return np.require(array, requirements=["C", "A", "W"])
 
 
@@ -251,8 +278,14 @@ def _read_header(header: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[st
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         raise FedBTError(f"the header is not of format {FORMAT}, the only one known")
     codec, names = fields.get("codec"), fields.get("names")
-    if not (isinstance(codec, str) and isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise FedBTError("the header's codec is not a string or its names are not a list of strings")
+    if not (
+        isinstance(codec, str)
+        and isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
+    ):
+        raise FedBTError(
+            "the header's codec is not a string or its names are not a list of strings"
+        )
     if codec not in CODECS:
         raise FedBTError(f"unknown codec {_shown(codec)}; known are {', '.join(CODECS)}")
     if fields != _header_fields(codec, names):

@@ -1,4 +1,6 @@
-"""What a codec makes of tensors, by their shapes alone: which are quantised, how long its two arrays are."""
+"""What a codec makes of tensors, by their shapes alone: which are quantised, how long its two
+arrays are.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -29,7 +31,9 @@ def is_lossless(codec: str) -> bool:
 
 
 def is_quantised(shape: Sequence[int], bits: int) -> bool:
-    """Biases and LayerNorm weights are not: as bfloat16 they add 0.02 bits per parameter of a block."""
+    """Biases and LayerNorm weights are not: as bfloat16 they add 0.02 bits per parameter of a
+    block.
+    """
     return bits <= 8 and len(shape) >= 2
 
 

@@ -1,4 +1,6 @@
-"""Costs from the model's dimensions alone: what `fedbt plan` prints and what measurements are held against."""
+"""Costs from the model's dimensions alone: what `fedbt plan` prints and what measurements are held
+against.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +18,9 @@ BYTES = 4  # of a float32
 
 @dataclass(frozen=True)
 class RoundCosts:
-    """One client's predicted costs in one round: FLOPs of one step, bytes of one exchange, bytes of memory."""
+    """One client's predicted costs in one round: FLOPs of one step, bytes of one exchange, bytes of
+    memory.
+    """
 
     plan: RoundPlan
     step_flops: int
@@ -31,7 +35,9 @@ class CostModel:
     Attributes
     ----------
     rank : of the LoRA adapters where a plan trains those
-    fused : whether attention with dropout runs in a fused kernel too: on a CPU only attention without dropout does
+    fused
+        whether attention with dropout runs in a fused kernel too: on a CPU only attention without
+        dropout does
     codec : number format of the deltas; bytes are those before any zstd
     """
 
@@ -44,13 +50,19 @@ class CostModel:
 
     @cached_property
     def _flops(self) -> Formulas | Counts:
-        """The closed formulas where the family has them: they take no time. Else the step is counted."""
+        """The closed formulas where the family has them: they take no time. Else the step is
+        counted.
+        """
         if self.architecture.encoder.plain_blocks:
-            return Formulas(self.architecture, self.task.head, self.num_labels, self.rank, self.fused)
+            return Formulas(
+                self.architecture, self.task.head, self.num_labels, self.rank, self.fused
+            )
         return Counts(self.architecture, self.task, self.num_labels, self.rank, self.fused)
 
     def step_flops(self, plan: RoundPlan, shape: StepShape, start: int = 0) -> int:
-        """Return the FLOPs of one exact step; `start` is how many of the lowest blocks' output comes from the cache."""
+        """Return the FLOPs of one exact step; `start` is how many of the lowest blocks' output
+        comes from the cache.
+        """
         return self._flops.step(plan, shape, start)
 
     def stock_step_flops(self, batch: int, length: int) -> int:
@@ -58,7 +70,9 @@ class CostModel:
         return self._flops.stock_step(batch, length)
 
     def full_step_flops(self, shape: StepShape) -> int:
-        """Return the FLOPs of full-model training by the exact step: the reference with the same optimisations."""
+        """Return the FLOPs of full-model training by the exact step: the reference with the same
+        optimisations.
+        """
         return self.step_flops(full_plan(self.architecture.depth), shape)
 
     def prefix_flops(self, depth: int, batch: int, length: int) -> int:
@@ -75,18 +89,23 @@ class CostModel:
 
     def exchange_bytes(self, plan: RoundPlan) -> int:
         """Return the bytes that a round sends each way."""
-        return sum(payload_bytes(self._shapes(part).values(), self.codec) for part in plan.trained_parts)
+        return sum(
+            payload_bytes(self._shapes(part).values(), self.codec) for part in plan.trained_parts
+        )
 
     def memory_bytes(self, plan: RoundPlan, shape: StepShape) -> int:
-        """Estimate a step's memory: weights, gradient and two AdamW moments of what is trained, saved activations.
+        """Estimate a step's memory: weights, gradient and two AdamW moments of what is trained,
+        saved activations.
 
-        A block with a graph saves about 10 states of the hidden and 2 of the intermediate size a token,
-        and two attention maps; the MLM head its logits, their softmax and their gradient.
+        A block with a graph saves about 10 states of the hidden and 2 of the intermediate size a
+        token, and two attention maps; the MLM head its logits, their softmax and their gradient.
         """
         hidden = self.architecture.hidden
         tokens = shape.batch * shape.length
         distinct = len(set(plan.local_blocks))
-        weights = count(self.architecture.embeddings()) + distinct * count(self.architecture.block(0))
+        weights = count(self.architecture.embeddings()) + distinct * count(
+            self.architecture.block(0)
+        )
         weights += count(self._shapes(HEAD))
         with_graph = len(plan.local_blocks) - max(0, plan.lowest_trained)
         attention_heads = max(1, hidden // 64)

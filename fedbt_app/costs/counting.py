@@ -1,7 +1,8 @@
 """The FLOPs of a step, counted on a weightless model: for any family, without a formula.
 
-The very step that a client runs on a CPU, with fake tensors: operators are chosen and shapes computed as for real
-ones, but no numbers and no memory. No mask is passed, as rows of full length have none.
+The very step that a client runs on a CPU, with fake tensors: operators are chosen and shapes
+computed as for real ones, but no numbers and no memory. No mask is passed, as rows of full length
+have none.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,9 @@ DROPOUT = 0.1  # any: with some, a CPU's attention does not run in one fused ker
 
 @dataclass(frozen=True)
 class Counts:
-    """The FLOPs of one model of one task; the same questions as Formulas answers, and the same attributes."""
+    """The FLOPs of one model of one task; the same questions as Formulas answers, and the same
+    attributes.
+    """
 
     architecture: Architecture
     task: Task
@@ -37,7 +40,9 @@ class Counts:
     fused: bool = False
 
     def step(self, plan: RoundPlan, shape: StepShape, start: int = 0) -> int:
-        """Count one exact training step; `start` is how many of the lowest blocks' output comes from the cache."""
+        """Count one exact training step; `start` is how many of the lowest blocks' output comes
+        from the cache.
+        """
         return _step(self, plan, shape, start)
 
     def stock_step(self, batch: int, length: int) -> int:
@@ -64,13 +69,17 @@ def _step(counts: Counts, plan: RoundPlan, shape: StepShape, start: int) -> int:
         batch = _batch(shape)
         known = None
         if start:
-            known = forward.Prefix(start, torch.empty(shape.batch, shape.length, counts.architecture.hidden))
+            known = forward.Prefix(
+                start, torch.empty(shape.batch, shape.length, counts.architecture.hidden)
+            )
         return _counted(lambda: forward.loss(local, batch, known).backward())
 
 
 @cache
 def _stock_step(counts: Counts, batch: int, length: int) -> int:
-    module = weightless(counts.architecture, counts.spec, full_plan(counts.architecture.depth)).module
+    module = weightless(
+        counts.architecture, counts.spec, full_plan(counts.architecture.depth)
+    ).module
     with FakeTensorMode():
         _put_on_fake_cpu(module)
         ids = torch.zeros(batch, length, dtype=torch.int64)
@@ -90,7 +99,9 @@ def _put_on_fake_cpu(module: Any) -> None:
     """Put fake tensors, which claim to be on the CPU, in the place of those on the meta device."""
     for owner in module.modules():
         for name, parameter in owner.named_parameters(recurse=False):
-            fake = torch.nn.Parameter(torch.empty(parameter.shape), requires_grad=parameter.requires_grad)
+            fake = torch.nn.Parameter(
+                torch.empty(parameter.shape), requires_grad=parameter.requires_grad
+            )
             setattr(owner, name, fake)
         for name, buffer in owner.named_buffers(recurse=False):
             setattr(owner, name, torch.zeros(buffer.shape, dtype=buffer.dtype))
@@ -105,4 +116,5 @@ def _batch(shape: StepShape) -> Batch:
 def _counted(run: Callable[[], Any]) -> int:
     with DispatchCounter() as counter:
         run()
-    return counter.total
+    flops: int = counter.total
+    return flops

@@ -11,7 +11,8 @@ from fedbt_app.encoders.architecture import Architecture
 from fedbt_app.parts import HeadKind
 from fedbt_app.plan import RoundPlan
 
-_FUSED_BACKWARD, _PLAIN_BACKWARD = 5, 4  # products: a fused attention kernel computes the scores again
+# products: a fused attention kernel computes the scores again
+_FUSED_BACKWARD, _PLAIN_BACKWARD = 5, 4
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Formulas:
     ----------
     rank : of the LoRA adapters where a plan trains those
     fused
-        whether attention with dropout runs in a fused kernel too; on a CPU only attention without dropout does
+        whether attention with dropout runs in a fused kernel too; on a CPU only attention without
+        dropout does
     """
 
     architecture: Architecture
@@ -55,7 +57,9 @@ class Formulas:
         return total + self._head(shape.batch * shape.positions, plan.embeddings, gradient_below)
 
     def stock_step(self, batch: int, length: int) -> int:
-        """Return the FLOPs of a stock full-model step: every position of every block, dense output head."""
+        """Return the FLOPs of a stock full-model step: every position of every block, dense output
+        head.
+        """
         hidden = self.architecture.hidden
         tokens = batch * length
         linear = 3 * self._linear_layers(tokens)
@@ -75,7 +79,9 @@ class Formulas:
         hidden, intermediate = self.architecture.hidden, self.architecture.dimensions.intermediate
         return 4 * 2 * tokens * hidden * hidden + 2 * 2 * tokens * hidden * intermediate
 
-    def _block(self, plan: RoundPlan, shape: StepShape, trained: bool, last: bool, gradient_below: bool) -> int:
+    def _block(
+        self, plan: RoundPlan, shape: StepShape, trained: bool, last: bool, gradient_below: bool
+    ) -> int:
         hidden, intermediate = self.architecture.hidden, self.architecture.dimensions.intermediate
         full = trained and not plan.adapters
         adapted = trained and plan.adapters
@@ -90,14 +96,22 @@ class Formulas:
                 total += _linear(rows, hidden, self.rank, True, gradient_below)
                 total += _linear(rows, self.rank, hidden, True, True)
         total += _linear(tokens, hidden, hidden, full, gradient_below)  # key
-        total += 2 * queries * shape.length * hidden * (2 + self._attention_backward(trained, adapted, gradient_below))
+        total += (
+            2
+            * queries
+            * shape.length
+            * hidden
+            * (2 + self._attention_backward(trained, adapted, gradient_below))
+        )
         total += _linear(queries, hidden, hidden, full, inside)
         total += _linear(queries, hidden, intermediate, full, inside)
         total += _linear(queries, intermediate, hidden, full, inside)
         return total
 
     def _attention_backward(self, trained: bool, adapted: bool, gradient_below: bool) -> int:
-        """Return the products of attention's backward pass; none where nothing in or below it is trained."""
+        """Return the products of attention's backward pass; none where nothing in or below it is
+        trained.
+        """
         if not (trained or gradient_below):
             return 0
         if self.fused or not trained:
@@ -105,7 +119,9 @@ class Formulas:
         return _PLAIN_BACKWARD - (adapted and not gradient_below)
 
     def _head(self, rows: int, embeddings_trained: bool, gradient_below: bool) -> int:
-        """The head's matrices are always trained; the word decoder only with the embeddings that it is tied to."""
+        """The head's matrices are always trained; the word decoder only with the embeddings that it
+        is tied to.
+        """
         total = 0
         for shape in self.architecture.head(self.head, self.num_labels).values():
             if len(shape) == 2:

@@ -6,11 +6,15 @@ from enum import Enum
 
 @dataclass(frozen=True)
 class ClientCosts:
-    """What one client measured while it answered one message. Payload is tensor data, serialised all of it."""
+    """What one client measured while it answered one message. Payload is tensor data, serialised
+    all of it.
+    """
 
     train_flops: int = 0
-    stock_flops: int = 0  # the same batches in a stock full-model step, by formula: the report's reference
-    same_flops: int = 0  # the same batches in full-model training with our optimisations, by formula
+    # the same batches in a stock full-model step, by formula: the report's reference
+    stock_flops: int = 0
+    # the same batches in full-model training with our optimisations, by formula
+    same_flops: int = 0
     downlink_payload_bytes: int = 0
     downlink_serialised_bytes: int = 0
     uplink_payload_bytes: int = 0
@@ -55,7 +59,9 @@ class Downlink:
 
 @dataclass
 class Ledger:
-    """The server's books: sums over clients, and the largest memory of any. By cause, each byte once."""
+    """The server's books: sums over clients, and the largest memory of any. By cause, each byte
+    once.
+    """
 
     train_flops: int = 0
     uplink_bytes: int = 0
@@ -84,7 +90,9 @@ class Ledger:
         self.saved_flops += costs.saved_flops
 
     def book_request(self, sent: Downlink, serialised: int, evaluation: bool) -> None:
-        """Book a message to a client: its parts by their cause, headers and all else as of the round or evaluation."""
+        """Book a message to a client: its parts by their cause, headers and all else as of the
+        round or evaluation.
+        """
         self.downlink_bytes += sent.round
         self.first_contact_bytes += sent.first_contact
         self.catch_up_bytes += sent.catch_up
@@ -122,7 +130,9 @@ class Outcome:
 
     @property
     def flops_since_last_round(self) -> int:
-        """FLOPs booked since the last finished round: those of repeated and stopped attempts too."""
+        """FLOPs booked since the last finished round: those of repeated and stopped
+        attempts too.
+        """
         return self.cost.train_flops - sum(entry.train_flops for entry in self.rounds)
 
     @property

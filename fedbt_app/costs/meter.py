@@ -9,39 +9,51 @@ from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
+from torch.utils.flop_counter import (
+    flop_registry,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+    shape_wrapper,
+)
 
 Result = TypeVar("Result")
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
+    flops: int = sdpa_flop_count(query, key, value)
+    return flops
 
 
 def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(gradient, query, key, value)
+    flops: int = sdpa_backward_flop_count(gradient, query, key, value)
+    return flops
 
 
 # torch counts the GPU's fused attention kernels by these formulas, but not yet the CPU's.
 _FORMULAS = {
     **flop_registry,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_attention),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(_attention_backward),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(
+        _attention_backward
+    ),
 }
 
 
 class DispatchCounter(TorchDispatchMode):
     """Adds up the FLOPs of the operators that run, by torch's own formulas.
 
-    torch's FlopCounterMode gives the same number, but keeps books by module and takes operators apart again; at
-    small batches that made a counted step half as slow again. In inference mode torch hands over operators whole, such
-    as `linear`, for which there is no formula: refused, as it would count too little.
+    torch's FlopCounterMode gives the same number, but keeps books by module and takes operators
+    apart again; at small batches that made a counted step half as slow again. In inference mode
+    torch hands over operators whole, such as `linear`, for which there is no formula: refused, as
+    it would count too little.
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        assert not torch.is_inference_mode_enabled(), "FLOPs are not seen in inference mode: use no_grad"
-        self.total = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        assert not torch.is_inference_mode_enabled(), (
+            "FLOPs are not seen in inference mode: use no_grad"
+        )
+        self.total: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -51,7 +63,9 @@ class DispatchCounter(TorchDispatchMode):
 
 
 class FlopMeter:
-    """Counts the FLOPs of steps: once by the dispatcher for each distinct shape, then by adding up."""
+    """Counts the FLOPs of steps: once by the dispatcher for each distinct shape, then by
+    adding up.
+    """
 
     def __init__(self) -> None:
         self.total = 0

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedbt_app.config import RunConfig
-from fedbt_app.data.sources import Columns, identity, length
+from fedbt_app.data.sources import identity, length
 from fedbt_app.errors import FedBTError
 from fedbt_app.files import replaced_folder
+from fedbt_app.tasks.base import Columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,12 +52,18 @@ def cached(
 
 
 def _dataset(columns: Columns) -> "Dataset":
-    """Make a data set; word pieces take four bytes each, other columns are what their values are."""
+    """Make a data set; word pieces take four bytes each, other columns are what their
+    values are.
+    """
     import pyarrow
     from datasets import Dataset
 
     kinds = {"input_ids": pyarrow.list_(pyarrow.int32())}
-    return Dataset(pyarrow.table({name: pyarrow.array(values, kinds.get(name)) for name, values in columns.items()}))
+    return Dataset(
+        pyarrow.table(
+            {name: pyarrow.array(values, kinds.get(name)) for name, values in columns.items()}
+        )
+    )
 
 
 def _save(folder: Path, splits: Mapping[str, Columns], counts: Mapping[str, int]) -> None:
@@ -79,14 +86,18 @@ def _open(folder: Path) -> Found:
     from datasets import Dataset
 
     splits = {
-        name: Dataset.load_from_disk(folder / name) if rows else _dataset({column: [] for column in about["columns"]})
+        name: Dataset.load_from_disk(folder / name)
+        if rows
+        else _dataset({column: [] for column in about["columns"]})
         for name, rows in about["rows"].items()
     }
     return splits, about["label_counts"]
 
 
 def _is_whole(folder: Path) -> bool:
-    """Say whether another process was faster: then its examples are the same. A corrupt entry is not whole."""
+    """Say whether another process was faster: then its examples are the same. A corrupt entry is
+    not whole.
+    """
     try:
         _open(folder)
     except Exception:  # absent, or corrupt in whatever way

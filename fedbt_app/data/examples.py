@@ -1,7 +1,7 @@
 """From a data set's name to one client's tokenised examples: load, split, partition, tokenise.
 
-Rows become word pieces once per client, tokenizer and setting; after that the memory-mapped result is read back
-and neither the raw data nor the tokenizer is loaded.
+Rows become word pieces once per client, tokenizer and setting; after that the memory-mapped result
+is read back and neither the raw data nor the tokenizer is loaded.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,9 +15,10 @@ from fedbt_app.config import EMBEDDED, LONGEST_LABEL, MOST_LABELS, NO_DATA, RunC
 from fedbt_app.data import phenotypes
 from fedbt_app.data.example_cache import Made, cached
 from fedbt_app.data.partition import partition as split_over_clients
-from fedbt_app.data.sources import Columns, checked, length, local_files, readers, select
+from fedbt_app.data.sources import checked, length, local_files, readers, select
 from fedbt_app.errors import FedBTError
 from fedbt_app.tasks import TASKS
+from fedbt_app.tasks.base import Columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -55,8 +56,8 @@ _CLIENT_KEYS = (
 class ClientData:
     """One client's tokenised examples.
 
-    Every example has `input_ids`, [CLS] and [SEP] included, and what the task reads (`Task.tokenise`).
-    `label_counts` covers train and heldout.
+    Every example has `input_ids`, [CLS] and [SEP] included, and what the task reads
+    (`Task.tokenise`). `label_counts` covers train and heldout.
     """
 
     train: "Dataset"
@@ -76,8 +77,8 @@ def client_data(
     tokenizer_id
         Names the tokenizer in the cache key: another tokenizer must have another id.
     partition
-        `(k, n)` for the k-th (from 0) of n simulated clients; None for a site whose training rows are all its
-        own: nothing is carved off them for a test set, which is the server's business.
+        `(k, n)` for the k-th (from 0) of n simulated clients; None for a site whose training rows
+        are all its own: nothing is carved off them for a test set, which is the server's business.
 
     Raises
     ------
@@ -91,12 +92,18 @@ def client_data(
         if partition:
             client, clients = partition
             if not 0 <= client < clients:
-                raise FedBTError(f"client {client} of {clients} does not exist: count clients from 0")
+                raise FedBTError(
+                    f"client {client} of {clients} does not exist: count clients from 0"
+                )
             rows = select(rows, split_over_clients(config, length(rows), rows, clients)[client])
-        heldout, train = _carve(rows, config.heldout_fraction, _rng(config.seed, f"heldout {partition}"))
+        heldout, train = _carve(
+            rows, config.heldout_fraction, _rng(config.seed, f"heldout {partition}")
+        )
         made = _tokenise(config, tokenizer(), {"train": train, "heldout": heldout})
         if not length(made["train"]):
-            raise FedBTError(f"dataset={config.dataset} leaves nothing to train on: give this client more rows")
+            raise FedBTError(
+                f"dataset={config.dataset} leaves nothing to train on: give this client more rows"
+            )
         return made, _checked_labels(config, TASKS[config.task].label_counts(made.values()))
 
     splits, counts = cached(config, _CLIENT_KEYS, ["client", partition], tokenizer_id, build)
@@ -104,24 +111,29 @@ def client_data(
 
 
 def test_data(config: RunConfig, tokenizer: Tokenizer, tokenizer_id: str) -> "Dataset":
-    """Return the examples of the central test set: split `test`, else `validation`, else a share of `train`.
+    """Return the examples of the central test set: split `test`, else `validation`, else a share of
+    `train`.
 
-    Parameters are those of `client_data`. Rows carved off `train` are the same on every machine, and never in
-    a simulated client's examples.
+    Parameters are those of `client_data`. Rows carved off `train` are the same on every machine,
+    and never in a simulated client's examples.
     """
 
     def build() -> Made:
         rows = _take(_test_rows(config), config.max_test_examples, _rng(config.seed, "cap test"))
         made = _tokenise(config, tokenizer(), {"test": rows})
         if not length(made["test"]):
-            raise FedBTError(f"dataset={config.dataset} has no test rows: raise test-fraction or add a test split")
+            raise FedBTError(
+                f"dataset={config.dataset} has no test rows: raise test-fraction or add a test split"
+            )
         return made, {}
 
     return cached(config, _TEST_KEYS, ["test"], tokenizer_id, build)[0]["test"]
 
 
 def describe(config: RunConfig) -> str:
-    """Return name, source and version of the data for a model card: no text and no folder of this machine."""
+    """Return name, source and version of the data for a model card: no text and no folder of this
+    machine.
+    """
     if config.dataset == EMBEDDED:
         return phenotypes.describe()
     if config.dataset == NO_DATA:
@@ -132,11 +144,13 @@ def describe(config: RunConfig) -> str:
     return f"local data {Path(config.dataset).name} ({', '.join(file.name for file in files.values())})"
 
 
-# Splits of rows -----------------------------------------------------------------------------------------------
+# Splits of rows -----------------------------------------------------------------------------------
 
 
 def _train_rows(config: RunConfig, whole: bool) -> Columns:
-    """Return the checked rows of `train`, before any cap; `whole` if no test set may be carved off them."""
+    """Return the checked rows of `train`, before any cap; `whole` if no test set may be carved off
+    them.
+    """
     splits = readers(config)
     rows = _checked_train(config, splits)
     return rows if whole or _test_split(splits) else _carve_test(config, rows)[1]
@@ -156,7 +170,9 @@ def _test_split(splits: Iterable[str]) -> str | None:
 
 def _checked_train(config: RunConfig, splits: Mapping[str, Callable[[], Columns]]) -> Columns:
     if "train" not in splits:
-        raise FedBTError(f"dataset={config.dataset} has no split train: add one, e.g. a file train.jsonl")
+        raise FedBTError(
+            f"dataset={config.dataset} has no split train: add one, e.g. a file train.jsonl"
+        )
     return checked(config, splits["train"](), "train")
 
 
@@ -184,7 +200,7 @@ def _take(columns: Columns, at_most: int, rng: np.random.Generator) -> Columns:
     return select(columns, np.sort(rng.permutation(rows)[:at_most]))
 
 
-# Word pieces --------------------------------------------------------------------------------------------------
+# Word pieces --------------------------------------------------------------------------------------
 
 
 def _tokenise(
@@ -197,7 +213,11 @@ def _tokenise(
 def _checked_labels(config: RunConfig, counts: dict[str, int]) -> dict[str, int]:
     """Refuse what looks like text: label names leave the site."""
     mostly_once = len(counts) > max(FEW_LABELS, sum(counts.values()) // 2)
-    if len(counts) > MOST_LABELS or mostly_once or any(len(name) > LONGEST_LABEL for name in counts):
+    if (
+        len(counts) > MOST_LABELS
+        or mostly_once
+        or any(len(name) > LONGEST_LABEL for name in counts)
+    ):
         key = TASKS[config.task].label_key
         raise FedBTError(
             f"{key.replace('_', '-')}={getattr(config, key)} has {len(counts)} different values, the longest of "

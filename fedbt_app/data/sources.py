@@ -39,9 +39,12 @@ def readers(config: RunConfig) -> dict[str, Callable[[], Columns]]:
     datasets.disable_progress_bars()
     try:
         loaded = datasets.load_dataset(
-            config.dataset, config.dataset_subset or None, cache_dir=str(config.cache_folder / "hub")
+            config.dataset,
+            config.dataset_subset or None,
+            cache_dir=str(config.cache_folder / "hub"),
         )
-    except Exception as error:  # whatever the hub client raises: its text may quote rows, its type does not
+    # whatever the hub client raises: its text may quote rows, its type does not
+    except Exception as error:
         raise FedBTError(
             f"dataset={config.dataset} could not be had from the hub ({type(error).__name__}): check the name, "
             "dataset-subset and the network, or give the path of a local file or folder"
@@ -69,14 +72,18 @@ def local_files(dataset: str) -> dict[str, Path] | None:
     if not path.is_dir():
         looks_local = dataset.startswith((os.sep, ".", "~")) or _bare(path).endswith(ENDINGS)
         if looks_local:
-            raise FedBTError(f"no such file: dataset={dataset}; give the path of a file or folder that exists")
+            raise FedBTError(
+                f"no such file: dataset={dataset}; give the path of a file or folder that exists"
+            )
         return None
     files: dict[str, Path] = {}
     for file in sorted(path.iterdir()):
         split, _, ending = _bare(file).rpartition(".")
         if split in SPLITS and f".{ending}" in ENDINGS:
             if split in files:
-                raise FedBTError(f"{files[split].name} and {file.name} are both split {split}: remove one")
+                raise FedBTError(
+                    f"{files[split].name} and {file.name} are both split {split}: remove one"
+                )
             files[split] = file
     if not files:
         raise FedBTError(
@@ -98,7 +105,9 @@ def _ending(path: Path) -> str:
 
 
 def _read(path: Path) -> Columns:
-    """Read one file as columns; classes stored as numbers become names where the file has the names."""
+    """Read one file as columns; classes stored as numbers become names where the file has the
+    names.
+    """
     read = READERS[_ending(path)]
     try:
         content = path.read_bytes()
@@ -106,7 +115,9 @@ def _read(path: Path) -> Columns:
     except FedBTError as error:
         raise FedBTError(f"{path.name}: {error}") from None
     except (OSError, ValueError, EOFError, csv.Error, zlib.error) as error:
-        raise FedBTError(f"{path.name} cannot be read ({type(error).__name__}): mend or replace it") from None
+        raise FedBTError(
+            f"{path.name} cannot be read ({type(error).__name__}): mend or replace it"
+        ) from None
 
 
 def _read_json(content: bytes) -> Columns:
@@ -118,7 +129,9 @@ def _read_json(content: bytes) -> Columns:
             except ValueError:
                 row = None
             if not isinstance(row, dict):
-                raise FedBTError(f"line {number} is no JSON object: write JSON lines, one object a line")
+                raise FedBTError(
+                    f"line {number} is no JSON object: write JSON lines, one object a line"
+                )
             rows.append(row)
     return _columns(rows)
 
@@ -128,7 +141,9 @@ def _read_csv(content: bytes) -> Columns:
     rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
     for number, row in enumerate(rows, start=1):
         if None in row:
-            raise FedBTError(f"row {number} has more fields than the header: quote the fields that hold commas")
+            raise FedBTError(
+                f"row {number} has more fields than the header: quote the fields that hold commas"
+            )
     return _columns(rows)
 
 
@@ -142,7 +157,9 @@ def _read_parquet(content: bytes) -> Columns:
 
 
 def _read_txt(content: bytes) -> Columns:
-    return {"text": [line.strip() for line in io.StringIO(content.decode("utf-8-sig")) if line.strip()]}
+    return {
+        "text": [line.strip() for line in io.StringIO(content.decode("utf-8-sig")) if line.strip()]
+    }
 
 
 READERS: dict[str, Callable[[bytes], Columns]] = {
@@ -165,13 +182,16 @@ def _columns(rows: Iterable[Mapping[str, Any]]) -> Columns:
 
 
 def _named(columns: Columns, features: Mapping[str, Any]) -> Columns:
-    """Replace the numbers of every ClassLabel column, or column of ClassLabel lists, by their names."""
+    """Replace the numbers of every ClassLabel column, or column of ClassLabel lists, by their
+    names.
+    """
     from datasets import ClassLabel
 
     def name(feature: ClassLabel, value: Any) -> Any:
         if isinstance(value, list):
             return [name(feature, item) for item in value]
-        return None if value is None or value < 0 else feature.int2str(value)  # -1 stands for no label
+        # -1 stands for no label
+        return None if value is None or value < 0 else feature.int2str(value)
 
     for column, feature in features.items():
         inner = getattr(feature, "feature", feature)
@@ -182,11 +202,16 @@ def _named(columns: Columns, features: Mapping[str, Any]) -> Columns:
 
 def identity(config: RunConfig) -> list[Any]:
     """Return what tells this data set, in this state, from any other."""
-    files = {EMBEDDED: phenotypes.path()} if config.dataset == EMBEDDED else local_files(config.dataset)
+    files = (
+        {EMBEDDED: phenotypes.path()} if config.dataset == EMBEDDED else local_files(config.dataset)
+    )
     if files is None:
         return [config.dataset]
     stats = {split: file.resolve().stat() for split, file in files.items()}
-    return [[name, str(files[name].resolve()), stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()]
+    return [
+        [name, str(files[name].resolve()), stat.st_size, stat.st_mtime_ns]
+        for name, stat in stats.items()
+    ]
 
 
 def select(columns: Columns, rows: Iterable[Any]) -> Columns:
@@ -210,7 +235,9 @@ def checked(config: RunConfig, columns: Columns, split: str) -> Columns:
                 f"{', '.join(map(_shown, columns)) or 'none'}: set {key.replace('_', '-')} to the right one"
             )
     used = {getattr(config, key) for key in (*task.columns, "label_column", "partition_column")}
-    columns = task.prepared(config, {name: values for name, values in columns.items() if name in used})
+    columns = task.prepared(
+        config, {name: values for name, values in columns.items() if name in used}
+    )
     known = frozenset(config.label_names)
     kept = []
     for number in range(length(columns)):
@@ -231,5 +258,7 @@ def checked(config: RunConfig, columns: Columns, split: str) -> Columns:
 
 
 def _shown(name: str) -> str:
-    """Quote a name for a message, unless it is so long that it may be local text in the wrong place."""
+    """Quote a name for a message, unless it is so long that it may be local text in the wrong
+    place.
+    """
     return repr(name) if len(name) <= 40 else f"(a name of {len(name)} characters)"

@@ -1,4 +1,6 @@
-"""What carries it: one file a model family, and this table of them by config.json's `model_type`."""
+"""What carries it: one file a model family, and this table of them by config.json's
+`model_type`.
+"""
 
 from collections.abc import Iterable
 

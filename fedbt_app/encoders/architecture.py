@@ -35,7 +35,9 @@ class Architecture:
         kind = config.get("model_type")
         if kind not in ENCODERS:
             supported = ", ".join(ENCODERS)
-            raise FedBTError(f"{source} is of model type {kind!r}; supported: {supported} - choose such a checkpoint")
+            raise FedBTError(
+                f"{source} is of model type {kind!r}; supported: {supported} - choose such a checkpoint"
+            )
         encoder = ENCODERS[kind]
         return cls(encoder, encoder.dimensions(config, source), json.dumps(config, sort_keys=True))
 
@@ -75,11 +77,15 @@ class Architecture:
         return shapes
 
     def head(self, kind: HeadKind, num_labels: int) -> Shapes:
-        """Shapes of the trained output head; a decoder that is tied to the word embeddings is not in it."""
+        """Shapes of the trained output head; a decoder that is tied to the word embeddings is not
+        in it.
+        """
         return dict(_parts(self, kind, num_labels)[HEAD])
 
     def label_tensors(self, kind: HeadKind) -> set[str]:
-        """Names of the head's tensors that are made for one set of labels: those whose shape follows its size."""
+        """Names of the head's tensors that are made for one set of labels: those whose shape
+        follows its size.
+        """
         one, two = self.head(kind, 1), self.head(kind, 2)
         return {name for name in one if one[name] != two[name]}
 
@@ -96,12 +102,18 @@ class Architecture:
 
     def model(self, kind: HeadKind, num_labels: int) -> Shapes:
         """Shapes of every tensor of the whole model with such a head."""
-        return {name: shape for shapes in _parts(self, kind, num_labels).values() for name, shape in shapes.items()}
+        return {
+            name: shape
+            for shapes in _parts(self, kind, num_labels).values()
+            for name, shape in shapes.items()
+        }
 
 
 @cache
 def _parts(architecture: Architecture, kind: HeadKind, num_labels: int) -> dict[str, Shapes]:
-    """Read the shapes off transformers' model, by part; a tensor that is tied to another counts once."""
+    """Read the shapes off transformers' model, by part; a tensor that is tied to another counts
+    once.
+    """
     labels = [f"LABEL_{index}" for index in range(max(1, num_labels))]
     module = architecture.encoder.weightless(architecture.config, kind, labels, architecture.depth)
     parts: dict[str, Shapes] = {}

@@ -10,7 +10,9 @@ from fedbt_app.encoders.base import Encoder, taken_at
 
 
 class Bert(Encoder):
-    """Twelve times attention and feed-forward, each followed by its LayerNorm; the word decoder is tied."""
+    """Twelve times attention and feed-forward, each followed by its LayerNorm; the word decoder is
+    tied.
+    """
 
     title = "BERT"
     model_types = ("bert",)
@@ -34,12 +36,15 @@ class Bert(Encoder):
     def run_block(
         self, layer: Any, hidden: torch.Tensor, mask: torch.Tensor | None, at: torch.Tensor | None
     ) -> torch.Tensor:
-        """Run one block: keys and values everywhere, queries and all that follows only `at` those positions."""
+        """Run one block: keys and values everywhere, queries and all that follows only `at` those
+        positions.
+        """
         attention = layer.attention.self
         wanted = hidden if at is None else taken_at(hidden, at)
 
         def heads(states: torch.Tensor) -> torch.Tensor:
-            return states.unflatten(2, (attention.num_attention_heads, -1)).transpose(1, 2)
+            apart: torch.Tensor = states.unflatten(2, (attention.num_attention_heads, -1))
+            return apart.transpose(1, 2)
 
         mixed = scaled_dot_product_attention(
             heads(attention.query(wanted)),
@@ -51,8 +56,9 @@ class Bert(Encoder):
         attended = layer.attention.output(mixed.transpose(1, 2).flatten(2), wanted)
         wide = layer.intermediate.dense(attended)
         if layer.output.dense.weight.requires_grad:
-            # Its gradient needs the activation, which is made again in the backward pass: kept, it would be a sixth of
-            # what a block saves. That runs up to what the product after it needs, and not the product.
+            # Its gradient needs the activation, which is made again in the backward pass: kept, it
+            # would be a sixth of what a block saves. That runs up to what the product after it
+            # needs, and not the product.
             narrow = checkpoint(_narrow, layer, wide, use_reentrant=False, preserve_rng_state=False)
         else:
             narrow = _narrow(layer, wide)

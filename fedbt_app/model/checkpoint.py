@@ -48,7 +48,9 @@ def find_model(model: str) -> Path:
     if folder.is_dir():
         return folder
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-        raise FedBTError(f"model folder {model} does not exist: give a folder with config.json, or a hub id")
+        raise FedBTError(
+            f"model folder {model} does not exist: give a folder with config.json, or a hub id"
+        )
     return _from_hub(model)
 
 
@@ -76,7 +78,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         config = None
     if not isinstance(config, dict):
-        raise FedBTError(f"{folder} has no readable config.json: give the folder of a BERT checkpoint")
+        raise FedBTError(
+            f"{folder} has no readable config.json: give the folder of a BERT checkpoint"
+        )
     return config
 
 
@@ -86,8 +90,8 @@ class Checkpoint:
     Parameters
     ----------
     cache
-        Folder for a copy in float32 of weights that are stored in another format, so that tensors are views of a
-        mapped file; without one they are converted in memory.
+        Folder for a copy in float32 of weights that are stored in another format, so that tensors
+        are views of a mapped file; without one they are converted in memory.
     """
 
     def __init__(self, folder: Path, cache: Path | None = None) -> None:
@@ -103,11 +107,15 @@ class Checkpoint:
             return _Safetensors(path)
         if (path := self.folder / "pytorch_model.bin").is_file():
             return _TorchFile(path)
-        raise FedBTError(f"{self.folder} has neither model.safetensors nor pytorch_model.bin: download its weights")
+        raise FedBTError(
+            f"{self.folder} has neither model.safetensors nor pytorch_model.bin: download its weights"
+        )
 
     @cached_property
     def _copy(self) -> "_Safetensors | None":
-        """The weights' copy in float32, made at the first use; None where there is no cache that can be written."""
+        """The weights' copy in float32, made at the first use; None where there is no cache that
+        can be written.
+        """
         if self._cache is None:
             return None
         try:
@@ -133,7 +141,8 @@ class Checkpoint:
         stored = self._stored[name]
         tensor = self._weights.read(stored)
         if tensor.dtype != torch.float32 and self._copy:
-            with contextlib.suppress(OSError, SafetensorError):  # others may have crowded it out of the cache by now
+            # others may have crowded it out of the cache by now
+            with contextlib.suppress(OSError, SafetensorError):
                 return self._copy.read(stored)
         return tensor.to(torch.float32)
 
@@ -144,7 +153,8 @@ class Checkpoint:
         return tuple(names[index] for index in sorted(names, key=int))
 
     def fingerprint(self, head: HeadKind) -> str:
-        """SHA-256 over names, shapes and float32 values of all that a run with such a head starts from here.
+        """SHA-256 over names, shapes and float32 values of all that a run with such a head starts
+        from here.
 
         That is the encoder, what of the head is stored, and what else the encoder computes with.
         """
@@ -162,7 +172,9 @@ class Checkpoint:
 
     @property
     def file_id(self) -> str:
-        """Path, size and time of the weights' file: tells this machine's files apart without reading them."""
+        """Path, size and time of the weights' file: tells this machine's files apart without
+        reading them.
+        """
         path = self._weights.path
         return f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
 
@@ -170,7 +182,12 @@ class Checkpoint:
     def tokenizer_id(self) -> str:
         """SHA-256 over the tokenizer's files, to key tokenised data by."""
         digest = hashlib.sha256()
-        for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"):
+        for name in (
+            "tokenizer.json",
+            "vocab.txt",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+        ):
             if (path := self.folder / name).is_file():
                 digest.update(name.encode() + path.read_bytes())
         return digest.hexdigest()
@@ -180,11 +197,15 @@ class Checkpoint:
         from transformers import AutoTokenizer
 
         if not any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-            raise FedBTError(f"{self.folder} has no tokenizer: copy its vocab.txt or tokenizer.json there")
+            raise FedBTError(
+                f"{self.folder} has no tokenizer: copy its vocab.txt or tokenizer.json there"
+            )
         try:
             return AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
         except (OSError, ValueError, TypeError):
-            raise FedBTError(f"{self.folder} has a broken tokenizer: copy vocab.txt or tokenizer.json again") from None
+            raise FedBTError(
+                f"{self.folder} has a broken tokenizer: copy vocab.txt or tokenizer.json again"
+            ) from None
 
 
 class _Safetensors:
@@ -197,19 +218,24 @@ class _Safetensors:
         self.path = path
 
     def read(self, name: str) -> torch.Tensor:
-        # A tensor is a view of the mapped file. Opened for each, its pages count as this process's memory
-        # only when they are looked at, and go with the tensor instead of with the last one.
+        # A tensor is a view of the mapped file. Opened for each, its pages count as this process's
+        # memory only when they are looked at, and go with the tensor instead of with the last one.
         with safe_open(str(self.path), framework="pt") as file:
-            return file.get_tensor(name)
+            tensor: torch.Tensor = file.get_tensor(name)
+            return tensor
 
 
 class _TorchFile:
     def __init__(self, path: Path) -> None:
         try:  # weights_only: a checkpoint from the hub may not run code here
             stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            self._tensors = {name: value for name, value in stored.items() if isinstance(value, torch.Tensor)}
+            self._tensors = {
+                name: value for name, value in stored.items() if isinstance(value, torch.Tensor)
+            }
         except Exception:  # of many kinds, for a file that may hold anything
-            raise FedBTError(f"{path} is not a plain PyTorch weights file: convert it to model.safetensors") from None
+            raise FedBTError(
+                f"{path} is not a plain PyTorch weights file: convert it to model.safetensors"
+            ) from None
         self.path, self.names = path, list(self._tensors)
 
     def read(self, name: str) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """A copy in float32, on disk, of a checkpoint whose weights are stored in another format.
 
-The tensors of a float32 file are views of it: they take no memory until they are looked at, and what is looked at the
-system may drop again. Half precision has to be converted, which would make copies in memory of all that is frozen.
-So it is converted once, into the cache, for all processes of this machine.
+The tensors of a float32 file are views of it: they take no memory until they are looked at, and
+what is looked at the system may drop again. Half precision has to be converted, which would make
+copies in memory of all that is frozen. So it is converted once, into the cache, for all processes
+of this machine.
 """
 
 import contextlib
@@ -25,7 +26,8 @@ Read = Callable[[str], torch.Tensor]  # by name
 
 
 def float32_copy(folder: Path, identity: str, names: Sequence[str], read: Read) -> Path:
-    """Return the file in `folder` that holds what `read` gives for `names`, in float32; write it if it is not there.
+    """Return the file in `folder` that holds what `read` gives for `names`, in float32; write it if
+    it is not there.
 
     Parameters
     ----------
@@ -49,7 +51,9 @@ def float32_copy(folder: Path, identity: str, names: Sequence[str], read: Read) 
 
 
 def _write(path: Path, names: Sequence[str], read: Read) -> None:
-    """Write a safetensors file one tensor at a time: its own writer wants all of them in memory at once."""
+    """Write a safetensors file one tensor at a time: its own writer wants all of them in memory at
+    once.
+    """
     header, end = {}, 0
     for name in names:
         tensor = read(name)
@@ -80,7 +84,11 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _make_room(folder: Path) -> None:
-    """Drop the copies used longest ago but for one less than are kept, and what killed writers have left."""
-    newest_first = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+    """Drop the copies used longest ago but for one less than are kept, and what killed writers have
+    left.
+    """
+    newest_first = sorted(
+        folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True
+    )
     for path in [*newest_first[COPIES_KEPT - 1 :], *folder.glob(f"*{PARTIAL}")]:
         path.unlink()

@@ -1,8 +1,10 @@
 """The exact step: the stock model's loss and gradients, without computing what they do not need.
 
-- No graph below the lowest trained block, as nothing there requires a gradient, and no dropout noise.
-- Where the family allows it (`Encoder.skips_queries`), the last block computes keys and values everywhere, but
-  queries, attention output and feed-forward only at the positions the loss reads; the output head sees only those.
+- No graph below the lowest trained block, as nothing there requires a gradient, and no dropout
+  noise.
+- Where the family allows it (`Encoder.skips_queries`), the last block computes keys and values
+  everywhere, but queries, attention output and feed-forward only at the positions the loss reads;
+  the output head sees only those.
 
 It runs the submodules of transformers' own model, so what is trained here is what is exported.
 """
@@ -37,8 +39,11 @@ def prefix(local: LocalModel, batch: Batch, depth: int) -> Prefix:
     return Prefix(depth, states)
 
 
-def logits(local: LocalModel, batch: Batch, start: Prefix | None = None, checkpointing: bool = False) -> torch.Tensor:
-    """Return the head's outputs (B, P, classes) at the batch's loss positions, from `start` on if given.
+def logits(
+    local: LocalModel, batch: Batch, start: Prefix | None = None, checkpointing: bool = False
+) -> torch.Tensor:
+    """Return the head's outputs (B, P, classes) at the batch's loss positions, from `start` on if
+    given.
 
     `checkpointing` saves only the inputs of blocks with a graph and runs them again backwards.
     """
@@ -54,14 +59,18 @@ def logits(local: LocalModel, batch: Batch, start: Prefix | None = None, checkpo
                 at = batch.positions
             if checkpointing and position >= local.plan.lowest_trained:
                 run = encoder.run_block
-                hidden = checkpoint(run, layers[position], hidden, _mask(batch), at, use_reentrant=False)
+                hidden = checkpoint(
+                    run, layers[position], hidden, _mask(batch), at, use_reentrant=False
+                )
             else:
                 hidden = encoder.run_block(layers[position], hidden, _mask(batch), at)
         read = taken_at(hidden, batch.positions) if at is None else hidden
         return encoder.run_head(local.module, local.spec.task.head, read)
 
 
-def loss(local: LocalModel, batch: Batch, start: Prefix | None = None, checkpointing: bool = False) -> torch.Tensor:
+def loss(
+    local: LocalModel, batch: Batch, start: Prefix | None = None, checkpointing: bool = False
+) -> torch.Tensor:
     """Return the mean of the task's loss over the batch's loss positions."""
     return local.spec.task.loss(logits(local, batch, start, checkpointing), batch.labels)
 

@@ -34,19 +34,31 @@ class LocalModel:
 
     def snapshot(self) -> Tensors:
         """Copy the trained tensors to the CPU, float32."""
-        return {name: value.detach().to("cpu", torch.float32, copy=True) for name, value in self.trained.items()}
+        return {
+            name: value.detach().to("cpu", torch.float32, copy=True)
+            for name, value in self.trained.items()
+        }
 
     def deltas(self, weights: Weights) -> Iterator[tuple[str, Tensors]]:
         """Yield each trained part with its trained minus its received tensors, float32 on the CPU.
 
-        What was received is read from `weights` again, part by part: it does not take memory while training.
+        What was received is read from `weights` again, part by part: it does not take memory while
+        training.
         """
         for part in self.plan.trained_parts:
             received = weights.part(part)
-            yield part, {name: self.trained[name].detach().to(CPU, torch.float32) - received[name] for name in received}
+            yield (
+                part,
+                {
+                    name: self.trained[name].detach().to(CPU, torch.float32) - received[name]
+                    for name in received
+                },
+            )
 
 
-def build(weights: Weights, plan: RoundPlan, device: torch.device = CPU, bfloat16: bool = False) -> LocalModel:
+def build(
+    weights: Weights, plan: RoundPlan, device: torch.device = CPU, bfloat16: bool = False
+) -> LocalModel:
     """Build the local model of `plan`: only its own blocks are read and held.
 
     Returns
@@ -57,7 +69,9 @@ def build(weights: Weights, plan: RoundPlan, device: torch.device = CPU, bfloat1
     """
     architecture = weights.checkpoint.architecture
     encoder = architecture.encoder
-    tensors = _own_copy(weights.part(EMBEDDINGS), EMBEDDINGS, plan) | _own_copy(weights.part(HEAD), HEAD, plan)
+    tensors = _own_copy(weights.part(EMBEDDINGS), EMBEDDINGS, plan) | _own_copy(
+        weights.part(HEAD), HEAD, plan
+    )
     adapted = plan.trained_blocks if plan.adapters else ()
     for position, index in enumerate(plan.local_blocks):
         block = _own_copy(weights.block(index, merge=index not in adapted), block_part(index), plan)
@@ -72,7 +86,9 @@ def build(weights: Weights, plan: RoundPlan, device: torch.device = CPU, bfloat1
 
 
 def weightless(architecture: Architecture, spec: ModelSpec, plan: RoundPlan) -> LocalModel:
-    """Build the local model of `plan` on the meta device: it computes shapes and FLOPs, and no numbers."""
+    """Build the local model of `plan` on the meta device: it computes shapes and FLOPs, and no
+    numbers.
+    """
     module = _stock(architecture, spec, plan)
     if plan.adapters and plan.trained_blocks:
         _inject_adapters(module, architecture.encoder, spec, plan)
@@ -81,13 +97,21 @@ def weightless(architecture: Architecture, spec: ModelSpec, plan: RoundPlan) -> 
 
 def _own_copy(tensors: Tensors, part: str, plan: RoundPlan) -> Tensors:
     """Copy what will be trained: what was read may be a view of a file."""
-    return {name: tensor.clone() for name, tensor in tensors.items()} if part in plan.trained_parts else tensors
+    return (
+        {name: tensor.clone() for name, tensor in tensors.items()}
+        if part in plan.trained_parts
+        else tensors
+    )
 
 
 def _stock(architecture: Architecture, spec: ModelSpec, plan: RoundPlan) -> Any:
-    """Make transformers' stock model, as deep as the local one, without ever allocating random weights."""
+    """Make transformers' stock model, as deep as the local one, without ever allocating random
+    weights.
+    """
     depth = len(plan.local_blocks)
-    return architecture.encoder.weightless(architecture.config, spec.task.head, spec.labels, depth, spec.dropout)
+    return architecture.encoder.weightless(
+        architecture.config, spec.task.head, spec.labels, depth, spec.dropout
+    )
 
 
 def _inject_adapters(module: Any, encoder: Encoder, spec: ModelSpec, plan: RoundPlan) -> None:
@@ -118,7 +142,12 @@ def _fill_adapters(module: Any, weights: Weights, plan: RoundPlan) -> None:
 
 
 def _prepared(
-    module: Any, encoder: Encoder, spec: ModelSpec, plan: RoundPlan, device: torch.device, bfloat16: bool
+    module: Any,
+    encoder: Encoder,
+    spec: ModelSpec,
+    plan: RoundPlan,
+    device: torch.device,
+    bfloat16: bool,
 ) -> LocalModel:
     trained = _mark_trained(module, encoder, plan)
     _set_modes(module, encoder, plan)

@@ -29,7 +29,9 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Weights:
-    """Where tensors come from: `held(part)` (a pool, or the server's state) over the base checkpoint."""
+    """Where tensors come from: `held(part)` (a pool, or the server's state) over the base
+    checkpoint.
+    """
 
     checkpoint: Checkpoint
     held: Callable[[str], Tensors]
@@ -38,10 +40,13 @@ class Weights:
     def shapes(self, part: str) -> Shapes:
         """Shapes of the tensors of `part`."""
         spec = self.spec
-        return self.checkpoint.architecture.part(part, spec.task.head, len(spec.labels), spec.lora_rank)
+        return self.checkpoint.architecture.part(
+            part, spec.task.head, len(spec.labels), spec.lora_rank
+        )
 
     def lacking(self, part: str) -> Shapes:
-        """Shapes of those tensors of `part` that the base has none of: the server makes and sends them once.
+        """Shapes of those tensors of `part` that the base has none of: the server makes and sends
+        them once.
 
         A classifier in the base counts only if it is one for the very same labels.
         """
@@ -58,14 +63,22 @@ class Weights:
     def part(self, part: str) -> Tensors:
         """Read `part` whole."""
         shapes, held = self.shapes(part), self.held(part)
-        base = {name: self.checkpoint.tensor(name) for name in self._base_shapes(part) if name not in held}
+        base = {
+            name: self.checkpoint.tensor(name)
+            for name in self._base_shapes(part)
+            if name not in held
+        }
         tensors = base | held
         if missing := shapes.keys() - tensors.keys():
-            raise FedBTError(f"{part} lacks {sorted(missing)[0]}: neither the base checkpoint nor the pool holds it")
+            raise FedBTError(
+                f"{part} lacks {sorted(missing)[0]}: neither the base checkpoint nor the pool holds it"
+            )
         return tensors
 
     def block(self, index: int, merge: bool) -> Tensors:
-        """Read encoder block `index`; `merge` adds what its adapters, if any, have learned so far."""
+        """Read encoder block `index`; `merge` adds what its adapters, if any, have
+        learned so far.
+        """
         tensors = self.part(block_part(index))
         adapters = self.held(adapter_part(index)) if merge else {}
         for name in adapters:
@@ -79,11 +92,15 @@ class Weights:
 
 def model_spec(config: RunConfig, labels: tuple[str, ...]) -> ModelSpec:
     """Return what a run's configuration says of the model."""
-    return ModelSpec(TASKS[config.task], labels, config.dropout, config.lora_rank, config.lora_alpha)
+    return ModelSpec(
+        TASKS[config.task], labels, config.dropout, config.lora_rank, config.lora_alpha
+    )
 
 
 def new_tensors(shapes: Shapes, seed: int) -> Tensors:
-    """Initialise tensors that no checkpoint holds, as BERT does; adapters start as no change (LoRA, section 4.1)."""
+    """Initialise tensors that no checkpoint holds, as BERT does; adapters start as no change (LoRA,
+    section 4.1).
+    """
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in shapes.items():

@@ -1,4 +1,5 @@
-"""What is done to deltas so that they tell less: one file a mechanism, and this table of them by name.
+"""What is done to deltas so that they tell less: one file a mechanism, and this table of them by
+name.
 
 None is there yet. A maker gets what stands behind `name:` in the setting, and the run's settings.
 """
@@ -13,4 +14,6 @@ MECHANISMS: Choices[Maker[Mechanism]] = Choices("privacy", {})
 
 def mechanisms(settings: Any) -> list[Mechanism]:
     """Make the mechanisms that the setting `privacy` names, in order; normally none."""
-    return [made(MECHANISMS, text, settings) for text in settings.privacy.split(",") if text.strip()]
+    return [
+        made(MECHANISMS, text, settings) for text in settings.privacy.split(",") if text.strip()
+    ]

@@ -12,14 +12,17 @@ class Mechanism:
     Attributes
     ----------
     memory
-        What the server half has to remember from round to round, as JSON can hold it: a resumed run gets it back.
+        What the server half has to remember from round to round, as JSON can hold it: a resumed run
+        gets it back.
     """
 
     def __init__(self) -> None:
         self.memory: dict[str, Any] = {}
 
     def on_client(self, deltas: "dict[str, Tensors]") -> "dict[str, Tensors]":
-        """Treat the deltas of all trained parts, by part, before they are encoded; new tensors, not changed ones."""
+        """Treat the deltas of all trained parts, by part, before they are encoded; new tensors, not
+        changed ones.
+        """
         return deltas
 
     def on_server(self, deltas: "Tensors") -> "Tensors":

@@ -13,7 +13,10 @@ class Metrics(dict[str, float]):
     """Metrics by name, which read `loss 1.2345, accuracy 0.8200`."""
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {value:.4f}" for name, value in self.items()) or "no central test set"
+        return (
+            ", ".join(f"{name} {value:.4f}" for name, value in self.items())
+            or "no central test set"
+        )
 
     @classmethod
     def read(cls, text: str) -> "Metrics":
@@ -33,7 +36,8 @@ class Blocks(tuple[int, ...]):
         return cls(map(int, re.findall(r"\d+", text)))
 
 
-# What a field's value looks like in a line, by the field's type, and what turns that into the value again.
+# What a field's value looks like in a line, by the field's type, and what turns that into the value
+# again.
 _KINDS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     int: (r"\d{1,18}", int),
     float: (NUMBER, float),
@@ -45,7 +49,9 @@ _KINDS: dict[Any, tuple[str, Callable[[str], Any]]] = {
 
 @dataclass(frozen=True)
 class Event:
-    """Something that the server logs, behind `fedbt: `; `str(event)` is the line and `read` takes it apart."""
+    """Something that the server logs, behind `fedbt: `; `str(event)` is the line and `read` takes
+    it apart.
+    """
 
     template: ClassVar[str]
 
@@ -58,7 +64,8 @@ class WentOn(Event):
     """A stopped run was resumed; the costs are those of all its rounds so far."""
 
     template = (
-        "goes on after round {round}/{rounds}: {tflop:.2f} TFLOP, {mb_up:.2f} MB up, {mb_down:.2f} MB down until then"
+        "goes on after round {round}/{rounds}: {tflop:.2f} TFLOP, {mb_up:.2f} MB up, "
+        "{mb_down:.2f} MB down until then"
     )
     round: int
     rounds: int
@@ -144,7 +151,9 @@ def read(line: str) -> Event | None:
     """Return the event that a line (without `fedbt: `) tells of; None for any other line."""
     for kind, pattern in _PATTERNS.items():
         if found := pattern.fullmatch(line):
-            return kind(**{spec.name: _KINDS[spec.type][1](found[spec.name]) for spec in fields(kind)})
+            return kind(
+                **{spec.name: _KINDS[spec.type][1](found[spec.name]) for spec in fields(kind)}
+            )
     return None
 
 
@@ -156,5 +165,6 @@ def _pattern(kind: type[Event]) -> re.Pattern[str]:
 
 
 _PATTERNS = {
-    kind: _pattern(kind) for kind in (WentOn, BeforeTraining, RoundBegan, Replied, LeftOut, HeldOut, RoundDone)
+    kind: _pattern(kind)
+    for kind in (WentOn, BeforeTraining, RoundBegan, Replied, LeftOut, HeldOut, RoundDone)
 }

@@ -33,7 +33,9 @@ COLUMNS = ("client", "loss", "examples", "TFLOP", "MB up", "seconds")
 
 
 def progress(rounds: int, verbose: bool) -> AbstractContextManager[Callable[[str], None]]:
-    """Return what shows a run's lines: a view in a terminal; one by one where something else reads, or with verbose."""
+    """Return what shows a run's lines: a view in a terminal; one by one where something else reads,
+    or with verbose.
+    """
     if verbose or not sys.stdout.isatty() or Console().is_dumb_terminal:
         return nullcontext(lambda line: print(line, flush=True))
     return View(rounds)
@@ -48,7 +50,8 @@ class Standing:
     done : finished rounds, those before a resumption included
     round, asked, answers : the current round, how many clients were asked and what came of that
     tflop, mb_up, mb_down : of the finished rounds
-    before, latest, held_out : metrics before training, after the last round, on the clients' held-out rows
+    before, latest, held_out
+        metrics before training, after the last round, on the clients' held-out rows
     seconds : of each round finished since the view began
     since : when the current round began, None before the first
     """
@@ -77,7 +80,12 @@ class Standing:
             case RoundBegan():
                 since = self.since if event.round == self.round else now  # a repeated round goes on
                 return replace(
-                    self, rounds=event.rounds, round=event.round, asked=event.clients, answers=(), since=since
+                    self,
+                    rounds=event.rounds,
+                    round=event.round,
+                    asked=event.clients,
+                    answers=(),
+                    since=since,
                 )
             case Replied() | LeftOut():
                 return replace(self, answers=(*self.answers, event))
@@ -85,7 +93,9 @@ class Standing:
                 return replace(self, held_out=event.metrics)
             case RoundDone():
                 seconds = (*self.seconds, event.seconds)
-                done = replace(self, done=event.round, latest=event.metrics, answers=(), seconds=seconds)
+                done = replace(
+                    self, done=event.round, latest=event.metrics, answers=(), seconds=seconds
+                )
                 return done._plus(event)
         return self
 
@@ -103,7 +113,9 @@ class Standing:
         return [one for one in self.answers if isinstance(one, Replied)]
 
     def to_go(self, now: float) -> float | None:
-        """Seconds until the last round is done, if those to come take what the others took; None before the first."""
+        """Seconds until the last round is done, if those to come take what the others took; None
+        before the first.
+        """
         if self.done >= self.rounds or not self.seconds or self.since is None:
             return 0.0 if self.done >= self.rounds else None
         spent = now - self.since if self.round > self.done else 0.0
@@ -112,27 +124,38 @@ class Standing:
 
 
 class View:
-    """Shows a run's lines: what is drawn from them stays in place, all the others scroll by above it."""
+    """Shows a run's lines: what is drawn from them stays in place, all the others scroll by above
+    it.
+    """
 
     def __init__(
-        self, rounds: int, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        rounds: int,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.standing = Standing(rounds)
         self._clock, self._begin, self._state = clock, clock(), "running"
-        self._live = Live(console=console or Console(), get_renderable=self.render, refresh_per_second=2)
+        self._live = Live(
+            console=console or Console(), get_renderable=self.render, refresh_per_second=2
+        )
 
     def __enter__(self) -> "View":
         self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
+    ) -> None:
         self._state = "stopped" if kind else "finished"
-        self._live.transient = self.standing == Standing(self.standing.rounds)  # it never began: nothing to leave
+        # it never began: nothing to leave
+        self._live.transient = self.standing == Standing(self.standing.rounds)
         self._live.stop()
 
     def __call__(self, line: str) -> None:
         """Take in a line of the run, without `fedbt: `."""
-        line = "".join(filter(str.isprintable, line))  # a client's words must not steer the terminal
+        # a client's words must not steer the terminal
+        line = "".join(filter(str.isprintable, line))
         if event := read(line):
             self.standing = self.standing.after(event, self._clock())
         if not isinstance(event, RoundBegan | Replied):
@@ -146,7 +169,11 @@ class View:
             Text(f"{standing.done} of {standing.rounds} rounds done", style="bold"),
             ProgressBar(standing.rounds, standing.done, width=24),
             Text(f"{_clock_time(now - self._begin)} elapsed"),
-            Text(f"{_clock_time(standing.to_go(now))} to go" if self._state == "running" else self._state),
+            Text(
+                f"{_clock_time(standing.to_go(now))} to go"
+                if self._state == "running"
+                else self._state
+            ),
         )
         replies = standing.replies
         costs = (
@@ -155,7 +182,9 @@ class View:
         )
         lines = [Text(costs), *(Text(text) for text in _scores(standing))]
         if standing.round > standing.done:
-            lines.append(Text(f"round {standing.round}: {len(replies)} of {standing.asked} clients replied"))
+            lines.append(
+                Text(f"round {standing.round}: {len(replies)} of {standing.asked} clients replied")
+            )
             return Group(head, *lines, _answers(standing.answers))
         return Group(head, *lines)
 
@@ -163,7 +192,9 @@ class View:
 def _scores(standing: Standing) -> list[str]:
     before, lines = standing.before, []
     shown = [
-        f"{name} {before[name]:.4f} -> {value:.4f}" if name in before and standing.done else f"{name} {value:.4f}"
+        f"{name} {before[name]:.4f} -> {value:.4f}"
+        if name in before and standing.done
+        else f"{name} {value:.4f}"
         for name, value in standing.latest.items()
     ]
     if shown:
@@ -176,7 +207,9 @@ def _scores(standing: Standing) -> list[str]:
 def _answers(answers: tuple[Replied | LeftOut, ...]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in COLUMNS:
-        table.add_column(name, justify="left" if name == "client" else "right", no_wrap=True, overflow="ellipsis")
+        table.add_column(
+            name, justify="left" if name == "client" else "right", no_wrap=True, overflow="ellipsis"
+        )
     for one in answers[-MOST_ROWS:]:
         cells = ["left out"]
         if isinstance(one, Replied):

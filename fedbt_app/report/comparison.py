@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-COMPARISON_HEAD = ["", "method", "task\nmodel", "rounds", "test\nscore", "TFLOP", "uplink\nMB", "downlink\nMB"]
+COMPARISON_HEAD = [
+    "",
+    "method",
+    "task\nmodel",
+    "rounds",
+    "test\nscore",
+    "TFLOP",
+    "uplink\nMB",
+    "downlink\nMB",
+]
 COMPARISON_HEAD += ["client\nseconds", "peak\nmemory", "FLOPs /\nreference"]
 
 
@@ -34,20 +43,25 @@ def print_result(report: Mapping[str, Any], console: "Console | None" = None) ->
     if report["final"]:
         console.print(_table(SCORE_HEAD, score_rows(report)))
     if report["model_dir"]:
-        console.print(f"Model: {report['model_dir']}", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"Model: {report['model_dir']}", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 def compare(folders: Sequence[Path | str]) -> str:
     """Return a table of finished runs, a row each, and notes on what may be compared.
 
-    Once there is a run with method=full, ratios are against the first such run that is alike, or unknown; else they
-    are those of each run's own report.
+    Once there is a run with method=full, ratios are against the first such run that is alike, or
+    unknown; else they are those of each run's own report.
     """
     reports = [load(folder) for folder in folders]
     measured = any(report["method"] == FULL for report in reports)
     rows, notes, used = [], [], set()
     for number, (folder, report) in enumerate(zip(folders, reports, strict=True), start=1):
-        same, uplink = report["ratio_same_optimisations"]["train_flops"], report["ratio"]["uplink_bytes"]
+        same, uplink = (
+            report["ratio_same_optimisations"]["train_flops"],
+            report["ratio"]["uplink_bytes"],
+        )
         if measured:
             full = _full_like(report, reports)
             same, uplink = (
@@ -55,11 +69,17 @@ def compare(folders: Sequence[Path | str]) -> str:
                 for name in ("train_flops", "uplink_bytes")
             )
             used.add(full)
-        rows.append([str(number), *_comparison_cells(report), format_ratio(same), format_ratio(uplink)])
+        rows.append(
+            [str(number), *_comparison_cells(report), format_ratio(same), format_ratio(uplink)]
+        )
         notes.append(f"{number}: {folder}")
     for full in sorted(number for number in used if number):
-        notes.append(f"Run {full} (method full) is the measured reference of the runs that are like it.")
-    for name in dict.fromkeys(name for report in reports for name in differences(report, reports[0])):
+        notes.append(
+            f"Run {full} (method full) is the measured reference of the runs that are like it."
+        )
+    for name in dict.fromkeys(
+        name for report in reports for name in differences(report, reports[0])
+    ):
         notes.append(f"Warning: the runs differ in {name}, so comparing them is not like for like.")
     against = ["FLOPs /\nfull run", "uplink /\nfull run"]
     if not measured:
@@ -81,7 +101,9 @@ def _full_like(report: Mapping[str, Any], reports: Sequence[Mapping[str, Any]]) 
 def _comparison_cells(report: Mapping[str, Any]) -> list[str]:
     cost = report["cost"]
     primary = TASKS[report["task"]].metric.name
-    before, after = (format_score(primary, report[when].get(primary)) for when in ("initial", "final"))
+    before, after = (
+        format_score(primary, report[when].get(primary)) for when in ("initial", "final")
+    )
     return [
         report["method"],
         f"{report['task']}\n{Path(report['model']).name}",

@@ -18,7 +18,13 @@ from fedbt_app.report.tables import (
 from fedbt_app.tasks import TASKS, metric_named
 from fedbt_app.tasks.metrics import Metric
 
-TRAFFIC = ("uplink_bytes", "downlink_bytes", "first_contact_bytes", "catch_up_bytes", "evaluation_bytes")
+TRAFFIC = (
+    "uplink_bytes",
+    "downlink_bytes",
+    "first_contact_bytes",
+    "catch_up_bytes",
+    "evaluation_bytes",
+)
 AGAINST = {
     "predicted": "the stock training step (predicted)",
     "measured": "a measured run, which takes this app's own step",
@@ -58,15 +64,40 @@ def render(report: Mapping[str, Any], images: Iterable[Path]) -> str:
     """Return the text of report.md; `images` are the plots beside it."""
     primary = TASKS[report["task"]].metric
     same = report["reference_same_flops"]
-    facts = {"Base model": f"{report['model']} ({report['base_fingerprint']})", "Data": report["data"]}
-    facts |= {"Method": report["method"], "Rounds": len(report["rounds"]), "Clients": len(report["clients"])}
+    facts = {
+        "Base model": f"{report['model']} ({report['base_fingerprint']})",
+        "Data": report["data"],
+    }
+    facts |= {
+        "Method": report["method"],
+        "Rounds": len(report["rounds"]),
+        "Clients": len(report["clients"]),
+    }
     facts |= {"Seed": report["seed"], "Exported model": report["model_dir"]}
-    facts |= {"Versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items())}
-    scores = _markdown(SCORE_HEAD, score_rows(report)) if report["final"] else "There was no central test set."
+    facts |= {
+        "Versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    }
+    scores = (
+        _markdown(SCORE_HEAD, score_rows(report))
+        if report["final"]
+        else "There was no central test set."
+    )
     if client_metrics := report["client_metrics"]:
-        own = (f"{metric_named(name).label} {format_score(name, score)}" for name, score in client_metrics.items())
+        own = (
+            f"{metric_named(name).label} {format_score(name, score)}"
+            for name, score in client_metrics.items()
+        )
         scores += f"\n\nAfter the run, on the clients' own held-out rows: {', '.join(own)}."
-    head = ("round", "trained blocks", "clients", "compute", "uplink", "downlink", "time", primary.label)
+    head = (
+        "round",
+        "trained blocks",
+        "clients",
+        "compute",
+        "uplink",
+        "downlink",
+        "time",
+        primary.label,
+    )
     page = PAGE_TEXT.format(
         task=report["task"],
         method=report["method"],
@@ -102,14 +133,17 @@ def _cached(cost: Mapping[str, Any]) -> str:
 def _summary(report: Mapping[str, Any], primary: Metric) -> str:
     text = f"Rounds: {len(report['rounds'])}; clients: {len(report['clients'])}."
     if report["final"]:
-        before, after = (format_score(primary.name, report[when].get(primary.name)) for when in ("initial", "final"))
+        before = format_score(primary.name, report["initial"].get(primary.name))
+        after = format_score(primary.name, report["final"].get(primary.name))
         text += f" On the central test set the {primary.label} went from {before} to {after}."
-    stock, uplink = (format_ratio(report["ratio"][name]) for name in ("train_flops", "uplink_bytes"))
+    stock = format_ratio(report["ratio"]["train_flops"])
     same = format_ratio(report["ratio_same_optimisations"]["train_flops"])
-    text += (
-        f" Against full-model FedAvg, training took {stock} of the compute of {AGAINST[report['reference']['source']]}"
+    uplink = format_ratio(report["ratio"]["uplink_bytes"])
+    against = AGAINST[report["reference"]["source"]]
+    return (
+        f"{text} Against full-model FedAvg, training took {stock} of the compute of {against} "
+        f"({same} of full-model training with the same optimisations) and {uplink} of the uplink."
     )
-    return text + f" ({same} of full-model training with the same optimisations) and {uplink} of the uplink."
 
 
 def _round_row(entry: Mapping[str, Any], primary: Metric) -> list[str]:
@@ -121,6 +155,8 @@ def _round_row(entry: Mapping[str, Any], primary: Metric) -> list[str]:
 
 
 def _markdown(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
-    lines = [[" ".join(str(cell).split()).replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    lines = [
+        [" ".join(str(cell).split()).replace("|", "\\|") for cell in row] for row in (head, *rows)
+    ]
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

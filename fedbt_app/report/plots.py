@@ -1,4 +1,6 @@
-"""The two plots of a report: the score by round, and the cost by round against full-model FedAvg."""
+"""The two plots of a report: the score by round, and the cost by round against full-model
+FedAvg.
+"""
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -14,14 +16,16 @@ if TYPE_CHECKING:
 METRIC, COST = "metric.png", "cost.png"
 FILES = (METRIC, COST)
 DPI = 150
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6B6B6B"  # Okabe and Ito's colour-blind safe set
+# Okabe and Ito's colour-blind safe set
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6B6B6B"
 
 
 def write_plots(folder: Path, report: Mapping[str, Any]) -> list[Path]:
     """Draw what the report has numbers for and return the files written.
 
-    metric.png shows the task's primary metric on the central test set, round 0 being the score before the run;
-    it is left out when there is no such score. cost.png shows cumulative TFLOP and MB (uplink and downlink).
+    metric.png shows the task's primary metric on the central test set, round 0 being the score
+    before the run; it is left out when there is no such score. cost.png shows cumulative TFLOP and
+    MB (uplink and downlink).
     """
     drawn = [(METRIC, _metric_figure(report)), (COST, _cost_figure(report))]
     paths = []
@@ -42,7 +46,12 @@ def _metric_figure(report: Mapping[str, Any]) -> "Figure | None":
     figure, (axes,) = _figure(1)
     label = metric.label[0].upper() + metric.label[1:]
     scale = 100 if metric.share else 1
-    _line(axes, [number for number, _ in known], [scale * score for _, score in known], report["method"])
+    _line(
+        axes,
+        [number for number, _ in known],
+        [scale * score for _, score in known],
+        report["method"],
+    )
     if metric.share:
         axes.set_ylim(0, 100)
     if metric.has_majority and report["majority"] is not None:
@@ -87,11 +96,27 @@ def _figure(panels: int) -> "tuple[Figure, Sequence[Axes]]":
 
 def _line(axes: "Axes", x: Sequence[float], y: Sequence[float], label: str) -> None:
     marker = "o" if len(x) <= 40 else ""
-    axes.plot(x, y, color=BLUE, linewidth=2, marker=marker, markersize=5, label=label, zorder=3, clip_on=False)
+    axes.plot(
+        x,
+        y,
+        color=BLUE,
+        linewidth=2,
+        marker=marker,
+        markersize=5,
+        label=label,
+        zorder=3,
+        clip_on=False,
+    )
 
 
 def _straight(
-    axes: "Axes", numbers: Sequence[int], total: float | None, unit: float, label: str, color: str, style: str
+    axes: "Axes",
+    numbers: Sequence[int],
+    total: float | None,
+    unit: float,
+    label: str,
+    color: str,
+    style: str,
 ) -> None:
     """Draw a total as a line that grows evenly over the rounds."""
     if total is not None:

@@ -1,4 +1,6 @@
-"""The record of a run on disk: report.json with fixed names, rounds.jsonl; report.md and the plots beside it."""
+"""The record of a run on disk: report.json with fixed names, rounds.jsonl; report.md and the plots
+beside it.
+"""
 
 import json
 import math
@@ -23,7 +25,9 @@ _LIKENESS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "model": lambda report: report.get("base_fingerprint") or report["model"],
     "data": lambda report: report.get("data"),
     "number of rounds": lambda report: len(report["rounds"]),
-    "rows of the clients": lambda report: sorted(one["examples"] for one in report.get("clients", [])),
+    "rows of the clients": lambda report: sorted(
+        one["examples"] for one in report.get("clients", [])
+    ),
 }
 _LIKE_SETTINGS = ("local-epochs", "max-length", "max-train-examples", "participation")
 
@@ -68,7 +72,9 @@ class RunRecord:
 
 
 def to_json(record: RunRecord) -> dict[str, Any]:
-    """Return report.json: the fixed names that other tools read and the rest of the record; NaN is None."""
+    """Return report.json: the fixed names that other tools read and the rest of the record; NaN is
+    None.
+    """
     values = asdict(record)
     source, reference, cost = values.pop("reference_source"), values["reference"], values["cost"]
     values["reference"] = {"source": source} | {name: reference.get(name) for name in COSTS}
@@ -76,13 +82,17 @@ def to_json(record: RunRecord) -> dict[str, Any]:
     same = {"train_flops": record.reference_same_flops}
     # seconds are known of a measured run only, and that takes this app's own step
     same["client_seconds"] = values["reference"]["client_seconds"] if source == "measured" else None
-    values["ratio_same_optimisations"] = {name: ratio_of(cost[name], full) for name, full in same.items()}
+    values["ratio_same_optimisations"] = {
+        name: ratio_of(cost[name], full) for name, full in same.items()
+    }
     plain: dict[str, Any] = _plain({"schema": SCHEMA} | values)
     return plain
 
 
 def differences(report: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Name what keeps the costs of two runs from being set against each other: task, model, data, how much of it."""
+    """Name what keeps the costs of two runs from being set against each other: task, model, data,
+    how much of it.
+    """
     found = [name for name, read in _LIKENESS.items() if read(report) != read(other)]
     settings, others = report.get("config", {}), other.get("config", {})
     return found + [name for name in _LIKE_SETTINGS if settings.get(name) != others.get(name)]
@@ -109,7 +119,9 @@ def clear(folder: Path) -> None:
         for name in (REPORT, PARTIAL, PAGE, ROUNDS, *plots.FILES):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
-        raise FedBTError(f"output-dir {folder} is unusable ({error.strerror}): choose another folder") from None
+        raise FedBTError(
+            f"output-dir {folder} is unusable ({error.strerror}): choose another folder"
+        ) from None
 
 
 def write(folder: Path, record: RunRecord) -> dict[str, Any]:
@@ -139,15 +151,21 @@ def load(path: Path | str) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FedBTError(f"{path} does not exist: give the output-dir of a run that finished") from None
+        raise FedBTError(
+            f"{path} does not exist: give the output-dir of a run that finished"
+        ) from None
     except OSError as error:
-        raise FedBTError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
+        raise FedBTError(
+            f"{path} cannot be read ({error.strerror}): check its permissions"
+        ) from None
     except ValueError:
         raise FedBTError(f"{path} is not JSON: give the report.json of a run") from None
     if not isinstance(report, dict) or "schema" not in report:
         raise FedBTError(f"{path} is not a report: give the report.json of a run")
     if report["schema"] != SCHEMA:
-        raise FedBTError(f"{path} has schema {report['schema']!r}, not {SCHEMA}: read it with its own version")
+        raise FedBTError(
+            f"{path} has schema {report['schema']!r}, not {SCHEMA}: read it with its own version"
+        )
     if missing := sorted(FIXED - report.keys()):
         raise FedBTError(f"{path} lacks {', '.join(missing)}: give the report.json of a run")
     return report

@@ -1,4 +1,6 @@
-"""Numbers and scores as people read them, and the cost and score rows that the page and the terminal share."""
+"""Numbers and scores as people read them, and the cost and score rows that the page and the
+terminal share.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -100,5 +102,7 @@ def score_rows(report: Mapping[str, Any]) -> list[list[str]]:
         metric = metric_named(name)
         majority = report.get("majority") if metric.has_majority else None
         scores = [format_score(name, score) for score in (report["initial"].get(name), after)]
-        rows.append([metric.label, *scores, "" if majority is None else format_score(name, majority)])
+        rows.append(
+            [metric.label, *scores, "" if majority is None else format_score(name, majority)]
+        )
     return rows

@@ -11,11 +11,14 @@ COSTS = ("train_flops", "uplink_bytes", "downlink_bytes", "seconds")
 
 
 def board(output: Path, wanted: bool, done: int | None) -> Callable[[RoundEntry], None]:
-    """Return what writes a finished round into `tensorboard/` of `output`; it writes nothing unless `wanted`.
+    """Return what writes a finished round into `tensorboard/` of `output`; it writes nothing unless
+    `wanted`.
 
     Parameters
     ----------
-    done : rounds of the stopped run that this one goes on with; None for a new run, which drops an earlier one's files
+    done
+        rounds of the stopped run that this one goes on with; None for a new run, which drops an
+        earlier one's files
 
     Raises
     ------
@@ -37,7 +40,9 @@ def board(output: Path, wanted: bool, done: int | None) -> Callable[[RoundEntry]
             "tensorboard=true needs TensorBoard where the server runs: pip install 'fedbt-app[tensorboard]', or drop it"
         ) from None
     except OSError as error:
-        raise FedBTError(f"{folder} is unusable ({error.strerror}): choose another output-dir") from None
+        raise FedBTError(
+            f"{folder} is unusable ({error.strerror}): choose another output-dir"
+        ) from None
 
     def add(entry: RoundEntry) -> None:
         scalars = {f"cost/{name}": getattr(entry, name) for name in COSTS}

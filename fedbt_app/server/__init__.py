@@ -1,1 +1,3 @@
-"""What the server does: rounds, who takes part, the global state, and how a run goes on after a stop."""
+"""What the server does: rounds, who takes part, the global state, and how a run goes on after a
+stop.
+"""

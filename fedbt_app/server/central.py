@@ -38,7 +38,9 @@ class CentralTest:
 
     @property
     def majority(self) -> float | None:
-        """The score of always answering the most frequent label; None where there is no such thing."""
+        """The score of always answering the most frequent label; None where there is no
+        such thing.
+        """
         return self._task.majority(self.label_counts) if self.rows else None
 
     def evaluate(self, weights: Weights) -> dict[str, float]:
@@ -48,7 +50,9 @@ class CentralTest:
         plan = untrained_plan(self._checkpoint.architecture.depth)
         bfloat16 = use_bfloat16(self._config.precision, self._device)
         local = build(weights, plan, self._device, bfloat16)
-        return train.evaluate(local, self.rows, self._collator(weights.spec.labels), train.EVALUATION_BATCH)
+        return train.evaluate(
+            local, self.rows, self._collator(weights.spec.labels), train.EVALUATION_BATCH
+        )
 
     def _collator(self, labels: tuple[str, ...]) -> Collator:
         return Collator(self._task, Reading(self._tokens, labels, self._config.mask_probability))

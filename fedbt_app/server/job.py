@@ -1,4 +1,6 @@
-"""One run from its settings to its report: what it is set against, the strategy, the exported model."""
+"""One run from its settings to its report: what it is set against, the strategy, the exported
+model.
+"""
 
 import logging
 import platform
@@ -34,8 +36,8 @@ class Job:
     Raises
     ------
     FedBTError
-        When settings, model, data, reference or the stopped run do not fit each other; nothing is written or removed
-        then.
+        When settings, model, data, reference or the stopped run do not fit each other; nothing is
+        written or removed then.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -55,16 +57,26 @@ class Job:
         hooks = Hooks(self._test.evaluate, self._prepare_output(), self._keep)
         rounds = self._strategy.start(grid, hooks, self._stopped)
         record = self._record(rounds)
-        export(self._folder / "model", rounds.weights, model_card(report.to_json(record), self._checkpoint))
+        export(
+            self._folder / "model",
+            rounds.weights,
+            model_card(report.to_json(record), self._checkpoint),
+        )
         result = report.write(self._folder, record)
         self._snapshot.remove()
-        log.info("fedbt: report in %s, model in %s", self._folder / "report.md", self._folder / "model")
+        log.info(
+            "fedbt: report in %s, model in %s", self._folder / "report.md", self._folder / "model"
+        )
         return result
 
     def _prepare_output(self) -> Callable[[RoundEntry], None]:
-        """Clear what an earlier run left in the output folder; returns what takes down a finished round there."""
+        """Clear what an earlier run left in the output folder; returns what takes down a finished
+        round there.
+        """
         done = self._stopped.outcome.rounds if self._stopped else []
-        add_scalars = tracking.board(self._folder, self._config.tensorboard, len(done) if self._stopped else None)
+        add_scalars = tracking.board(
+            self._folder, self._config.tensorboard, len(done) if self._stopped else None
+        )
         report.clear(self._folder)
         for entry in done:
             report.append_round(self._folder, entry)
@@ -105,23 +117,28 @@ class Job:
             labels=list(rounds.labels),
             model_dir=str(self._folder / "model"),
             config=config.values(),
-            versions={"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+            versions={"python": platform.python_version()}
+            | {name: version(name) for name in LIBRARIES},
         )
 
     def _measured_reference(self) -> dict[str, Any] | None:
-        """Return the report of the finished full-model run that `reference` names; None when it names none.
+        """Return the report of the finished full-model run that `reference` names; None when it
+        names none.
 
         Raises
         ------
         FedBTError
-            When it is not of a full-model run like this one, as far as can be told before the clients are known.
+            When it is not of a full-model run like this one, as far as can be told before the
+            clients are known.
         """
         config = self._config
         if not config.reference:
             return None
         other = report.load(config.reference)
         if other["method"] != FULL:
-            raise FedBTError(f"reference {config.reference} has method {other['method']!r}, not {FULL!r}: name another")
+            raise FedBTError(
+                f"reference {config.reference} has method {other['method']!r}, not {FULL!r}: name another"
+            )
         mine = {
             "task": config.task,
             "model": config.model,
@@ -137,14 +154,19 @@ class Job:
         return other
 
     def _like_reference(self, clients: list[dict[str, Any]]) -> dict[str, Any] | None:
-        """Return the reference if its clients were like these; else costs are set against predicted ones."""
+        """Return the reference if its clients were like these; else costs are set against predicted
+        ones.
+        """
         measured = self._reference
         if measured is None:
             return None
         unlike = report.differences(measured | {"clients": clients}, measured)
         if not unlike:
             return measured
-        log.warning("fedbt: reference differs in %s: costs are set against predicted ones", ", ".join(unlike))
+        log.warning(
+            "fedbt: reference differs in %s: costs are set against predicted ones",
+            ", ".join(unlike),
+        )
         return None
 
 
@@ -159,7 +181,9 @@ def _about(participant: Participant) -> dict[str, Any]:
 
 
 def _predicted_reference(outcome: Outcome) -> dict[str, float | None]:
-    """Return what full-model averaging by stock steps would have cost for the same batches and exchanges."""
+    """Return what full-model averaging by stock steps would have cost for the same batches and
+    exchanges.
+    """
     return {
         "train_flops": outcome.cost.stock_flops,
         "uplink_bytes": outcome.full_bytes_up,

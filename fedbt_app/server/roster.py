@@ -53,7 +53,8 @@ class Roster:
     Attributes
     ----------
     lineage : names the run: pools of the clients are kept by it
-    labels : as the configuration or the stopped run gives them; empty when the clients' are to be merged
+    labels
+        as the configuration or the stopped run gives them; empty when the clients' are to be merged
     """
 
     config: RunConfig
@@ -65,7 +66,8 @@ class Roster:
     _refused_nodes: set[int] = field(default_factory=set)
 
     def gather(self, grid: Grid, cost: Ledger) -> None:
-        """Wait for `min-clients` nodes and query them, again where none could be reached, until `round-timeout`.
+        """Wait for `min-clients` nodes and query them, again where none could be reached, until
+        `round-timeout`.
 
         Raises
         ------
@@ -75,11 +77,18 @@ class Roster:
         deadline = time.monotonic() + self.config.round_timeout
         self.wait_for_clients(grid)
         self.query(grid, self.labels, cost, 0)
-        while not self.participants and time.monotonic() < deadline and set(grid.get_node_ids()) - self._refused_nodes:
+        while (
+            not self.participants
+            and time.monotonic() < deadline
+            and set(grid.get_node_ids()) - self._refused_nodes
+        ):
             time.sleep(NODE_POLL_SECONDS)
             self.query(grid, self.labels, cost, 0)
         if not self.participants:
-            reasons = "; ".join(dict.fromkeys(refusal.reason for refusal in self.refusals)) or "nobody answered"
+            reasons = (
+                "; ".join(dict.fromkeys(refusal.reason for refusal in self.refusals))
+                or "nobody answered"
+            )
             raise FedBTError(f"no client can take part: {reasons}")
 
     def wait_for_clients(self, grid: Grid) -> None:
@@ -92,12 +101,16 @@ class Roster:
                     "or lower min-clients"
                 )
             if not told:
-                log.info("fedbt: %d of %d clients connected, waiting", connected, self.config.min_clients)
+                log.info(
+                    "fedbt: %d of %d clients connected, waiting", connected, self.config.min_clients
+                )
                 told = True
             time.sleep(NODE_POLL_SECONDS)
 
     def query(self, grid: Grid, labels: tuple[str, ...], cost: Ledger, round_: int) -> None:
-        """Ask every node not yet asked for its examples, labels, pool and device; refuse foreign bases."""
+        """Ask every node not yet asked for its examples, labels, pool and device; refuse foreign
+        bases.
+        """
         connected = set(grid.get_node_ids())
         new = sorted(connected - self.participants.keys() - self._refused_nodes)
         exchange = Exchange(grid, MessageType.QUERY, f"query-{round_}", self.config.round_timeout)
@@ -107,7 +120,8 @@ class Roster:
         for node, message in exchange.replies():
             try:
                 if not message.has_error():
-                    self._refused_nodes.add(node)  # unless it is accepted; a node that cannot be reached is asked again
+                    # unless it is accepted; a node that cannot be reached is asked again
+                    self._refused_nodes.add(node)
                     cost.first_contact_bytes += serialised_bytes(message)
                 self._accept(node, read_capabilities(message), labels, connected)
                 self._refused_nodes.discard(node)
@@ -119,7 +133,9 @@ class Roster:
             self._refused_nodes.add(node)  # asked again, it would hold up every round as long
             self.refuse(round_, f"node {node}", "did not answer the query in time")
 
-    def _accept(self, node: int, capabilities: Capabilities, labels: tuple[str, ...], connected: set[int]) -> None:
+    def _accept(
+        self, node: int, capabilities: Capabilities, labels: tuple[str, ...], connected: set[int]
+    ) -> None:
         mine = self.checkpoint.fingerprint(TASKS[self.config.task].head)
         if capabilities.fingerprint != mine:
             raise FedBTError(
@@ -129,14 +145,20 @@ class Roster:
             )
         if not capabilities.examples:
             raise FedBTError(f"{capabilities.name} has no training examples: check its data")
-        for other in [known for known in self.participants.values() if known.name == capabilities.name]:
+        for other in [
+            known for known in self.participants.values() if known.name == capabilities.name
+        ]:
             if other.node in connected:
-                raise FedBTError(f"two clients call themselves {capabilities.name!r}: give each node its own name")
+                raise FedBTError(
+                    f"two clients call themselves {capabilities.name!r}: give each node its own name"
+                )
             del self.participants[other.node]  # the same site, back under a new node id
         unknown = set(capabilities.label_counts) - set(labels) if labels else set()
         if unknown:
             known = ", ".join(labels)
-            raise FedBTError(f"{capabilities.name} has label {sorted(unknown)[0]!r}, not in the label set ({known})")
+            raise FedBTError(
+                f"{capabilities.name} has label {sorted(unknown)[0]!r}, not in the label set ({known})"
+            )
         self.participants[node] = Participant(node, capabilities, dict(capabilities.held))
         log.info(
             "fedbt: %s joins: %d examples, %d held out, on %s",
@@ -147,17 +169,24 @@ class Roster:
         )
 
     def chosen(self, round_: int, attempt: int = 0) -> list[Participant]:
-        """Choose the clients of a round's first or repeated attempt, by name and seed: the same in every run."""
+        """Choose the clients of a round's first or repeated attempt, by name and seed: the same in
+        every run.
+        """
         ordered = sorted(self.participants.values(), key=lambda participant: participant.name)
         wanted = max(self.config.min_replies, round(self.config.participation * len(ordered)))
         if wanted >= len(ordered):
             return ordered
         generator = np.random.default_rng([self.config.seed, round_, attempt])
-        return [ordered[index] for index in sorted(generator.choice(len(ordered), wanted, replace=False))]
+        return [
+            ordered[index]
+            for index in sorted(generator.choice(len(ordered), wanted, replace=False))
+        ]
 
     @property
     def draws(self) -> bool:
-        """Whether rounds take some of the clients only: to lag behind is then no fault, and books as downlink."""
+        """Whether rounds take some of the clients only: to lag behind is then no fault, and books
+        as downlink.
+        """
         return self.config.participation < 1
 
     def refuse(self, round_: int, client: str, reason: str) -> None:

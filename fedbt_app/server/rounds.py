@@ -33,9 +33,12 @@ class Hooks:
 
     Attributes
     ----------
-    evaluate : called with the global model before the first and after each round; returns central metrics
+    evaluate
+        called with the global model before the first and after each round; returns central metrics
     on_round : called with each finished round
-    keep : called with the progress before the first round, after each, and before a stop below `min-replies`
+    keep
+        called with the progress before the first round, after each, and before a stop below
+        `min-replies`
     """
 
     evaluate: Callable[[Weights], dict[str, float]] = lambda weights: {}
@@ -133,7 +136,9 @@ class Rounds:
         )
 
     def introduce(self, part: str) -> None:
-        """Make those tensors of `part` that the base lacks, when it is needed for the first time."""
+        """Make those tensors of `part` that the base lacks, when it is needed for the
+        first time.
+        """
         if part not in self.state.states() and (lacking := self.weights.lacking(part)):
             self.state.introduce(part, new_tensors(lacking, self.config.seed))
 
@@ -144,7 +149,9 @@ class Rounds:
         replies = self._enough_replies(number)
         self.state.apply(replies.rule.result())
         last = number == self.config.num_rounds
-        if self.config.client_evaluation == "every" or (last and self.config.client_evaluation == "final"):
+        if self.config.client_evaluation == "every" or (
+            last and self.config.client_evaluation == "final"
+        ):
             self._evaluate_on_clients(number)
         metrics = {"train_loss": replies.train_loss}
         if last or self.config.central_evaluation == "every":
@@ -178,7 +185,9 @@ class Rounds:
         log.info("fedbt: %s", done)
 
     def _enough_replies(self, number: int) -> Replies:
-        """Have a round's clients train; below `min-replies` again, or stop. Only the books show what did not count."""
+        """Have a round's clients train; below `min-replies` again, or stop. Only the books show
+        what did not count.
+        """
         repeats = REPEATS if self.config.below_minimum == "repeat" else 0
         for attempt in itertools.count():
             self.dialogue.welcome(number)
@@ -194,8 +203,12 @@ class Rounds:
                 problem += f" ({reason})"
             if attempt == repeats:
                 self.keep()
-                raise FedBTError(f"{problem}: go on with `fedbt run --resume {self.config.output_folder}`")
-            log.warning("fedbt: %s: the round is repeated (%d of %d)", problem, attempt + 1, repeats)
+                raise FedBTError(
+                    f"{problem}: go on with `fedbt run --resume {self.config.output_folder}`"
+                )
+            log.warning(
+                "fedbt: %s: the round is repeated (%d of %d)", problem, attempt + 1, repeats
+            )
         return replies
 
     def _train(self, number: int, chosen: list[Participant]) -> Replies:
@@ -241,7 +254,9 @@ class Rounds:
                 if math.isfinite(value):
                     sums[name] = sums.get(name, 0.0) + reply.examples * value
                     weights[name] = weights.get(name, 0) + reply.examples
-        self.outcome.client_metrics = {name: sums[name] / weights[name] for name in sums if weights[name]}
+        self.outcome.client_metrics = {
+            name: sums[name] / weights[name] for name in sums if weights[name]
+        }
         examples = max(weights.values(), default=0)
         if examples:
             log.info("fedbt: %s", HeldOut(examples, Metrics(self.outcome.client_metrics)))

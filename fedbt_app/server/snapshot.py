@@ -1,8 +1,8 @@
 """The server's snapshot of a run: all that it needs to go on after a crash or a stop.
 
-In the folder `resume` of the output folder: a file for each part, named by its version and written only when
-that has changed, and `run.json`, which holds the rest and says which files belong together. It is replaced
-last, at one stroke, so that there is one whole snapshot at any time.
+In the folder `resume` of the output folder: a file for each part, named by its version and written
+only when that has changed, and `run.json`, which holds the rest and says which files belong
+together. It is replaced last, at one stroke, so that there is one whole snapshot at any time.
 """
 
 import contextlib
@@ -29,8 +29,16 @@ from fedbt_app.tensors import Tensors, read_tensors, write_tensors
 
 FORMAT = 3  # raise it when what is stored changes
 FOLDER, INDEX = "resume", "run.json"
-# They decide how long a run waits, when it stops and what it shows, not what it computes: they may change on resume.
-MAY_CHANGE = {"resume", "min-clients", "min-replies", "below-minimum", "round-timeout", "tensorboard"}
+# They decide how long a run waits, when it stops and what it shows, not what it computes: they may
+# change on resume.
+MAY_CHANGE = {
+    "resume",
+    "min-clients",
+    "min-replies",
+    "below-minimum",
+    "round-timeout",
+    "tensorboard",
+}
 
 
 @dataclass(frozen=True)
@@ -73,13 +81,25 @@ class Snapshot:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._stored = {name: self._store_part(name, part) for name, part in progress.parts.items()}
-            run = {name: value for name, value in vars(progress).items() if name not in ("outcome", "refusals")}
-            run |= {"config": config.values(), "outcome": asdict(progress.outcome), "parts": self._stored}
+            self._stored = {
+                name: self._store_part(name, part) for name, part in progress.parts.items()
+            }
+            run = {
+                name: value
+                for name, value in vars(progress).items()
+                if name not in ("outcome", "refusals")
+            }
+            run |= {
+                "config": config.values(),
+                "outcome": asdict(progress.outcome),
+                "parts": self._stored,
+            }
             run["refusals"] = [asdict(refusal) for refusal in progress.refusals]
             text = json.dumps({"format": FORMAT, "digest": _digest(run), "run": run})
             replace_text(self.folder / INDEX, text)
-            self._drop_all_but({self._file(name, one["state"]).name for name, one in self._stored.items()})
+            self._drop_all_but(
+                {self._file(name, one["state"]).name for name, one in self._stored.items()}
+            )
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise FedBTError(
@@ -161,7 +181,9 @@ class Snapshot:
             raise self._damaged(path) from None
         if not isinstance(index, dict) or not {"format", "digest", "run"} <= index.keys():
             raise self._damaged(path)
-        foreign = FedBTError(f"{path} was written by another version of FedBT: resume the run with that one")
+        foreign = FedBTError(
+            f"{path} was written by another version of FedBT: resume the run with that one"
+        )
         if index["format"] != FORMAT:
             raise foreign
         run: dict[str, Any] = index["run"]
@@ -176,7 +198,11 @@ class Snapshot:
         if known and known["state"] == state:
             return dict(known)
         steps = [
-            {"before": step.before and asdict(step.before), "state": asdict(step.state), "header": step.delta.header}
+            {
+                "before": step.before and asdict(step.before),
+                "state": asdict(step.state),
+                "header": step.delta.header,
+            }
             for step in part.steps
         ]
         stored = write_tensors(self._file(name, state), part.state.version, _packed(part))
@@ -201,7 +227,9 @@ def _packed(part: Part) -> Tensors:
     packed |= {f"residual/{name}": tensor for name, tensor in part.residual.items()}
     packed |= {f"memory/{name}": tensor for name, tensor in part.memory.items()}
     for index, step in enumerate(part.steps):
-        packed |= {f"{index}/{name}": torch.tensor(array) for name, array in step.delta.arrays.items()}
+        packed |= {
+            f"{index}/{name}": torch.tensor(array) for name, array in step.delta.arrays.items()
+        }
     return packed
 
 

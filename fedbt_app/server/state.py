@@ -18,7 +18,9 @@ from fedbt_app.wire.updates import DELTA, VALUE, Update
 
 @dataclass(frozen=True)
 class Step:
-    """One aggregation of a part: the state it starts from (None: the base checkpoint) and leads to."""
+    """One aggregation of a part: the state it starts from (None: the base checkpoint) and
+    leads to.
+    """
 
     before: PartState | None
     state: PartState
@@ -38,7 +40,9 @@ class Part:
 
 @dataclass
 class GlobalState:
-    """Every part that differs from the base checkpoint, with its version and last encoded deltas."""
+    """Every part that differs from the base checkpoint, with its version and last encoded
+    deltas.
+    """
 
     checkpoint: Checkpoint
     codec: str = "float32"
@@ -46,7 +50,9 @@ class GlobalState:
     parts: dict[str, Part] = field(default_factory=dict)
 
     def introduce(self, part: str, tensors: Tensors) -> None:
-        """Add tensors that the base lacks (a new head, adapters), made by the server, at version 0."""
+        """Add tensors that the base lacks (a new head, adapters), made by the server, at
+        version 0.
+        """
         self.parts[part] = Part(tensors, PartState(BASE, digest(tensors)))
 
     def tensors(self, part: str) -> Tensors:
@@ -81,7 +87,8 @@ class GlobalState:
         return part.tensors[name] if name in part.tensors else self.checkpoint.tensor(name)
 
     def updates_for(self, held: Mapping[str, PartState], whole: bool = False) -> list[Update]:
-        """Return what a pool that holds `held` lacks: deltas where it is a few steps behind, else values.
+        """Return what a pool that holds `held` lacks: deltas where it is a few steps behind, else
+        values.
 
         `whole` sends values only: for a pool that could not use the deltas.
         """
@@ -90,14 +97,19 @@ class GlobalState:
             if held.get(name) == part.state:
                 continue
             missing = () if whole else _steps_from(part, held.get(name))
-            updates += [Update(name, DELTA, step.state, step.delta, late=step != missing[-1]) for step in missing]
+            updates += [
+                Update(name, DELTA, step.state, step.delta, late=step != missing[-1])
+                for step in missing
+            ]
             if not missing:
                 updates.append(Update(name, VALUE, part.state, encode(part.tensors, "float32")))
         return updates
 
 
 def _steps_from(part: Part, held: PartState | None) -> tuple[Step, ...]:
-    """Return the steps from a held state to the present one; none when they are not kept any longer."""
+    """Return the steps from a held state to the present one; none when they are not kept any
+    longer.
+    """
     for index, step in enumerate(part.steps):
         if step.before == held:
             return part.steps[index:]

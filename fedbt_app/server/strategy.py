@@ -39,7 +39,8 @@ class FedBT:
 
     Attributes
     ----------
-    test_labels : names in the central test set: outputs for those too, though no client may have any
+    test_labels
+        names in the central test set: outputs for those too, though no client may have any
     """
 
     config: RunConfig
@@ -56,14 +57,16 @@ class FedBT:
             )
         self.config.plan(dimensions.depth)
 
-    def start(self, grid: Grid, hooks: Hooks | None = None, stopped: Progress | None = None) -> Rounds:
+    def start(
+        self, grid: Grid, hooks: Hooks | None = None, stopped: Progress | None = None
+    ) -> Rounds:
         """Do all rounds, or those that a stopped run had yet to do; returns them, done.
 
         Raises
         ------
         FedBTError
-            When too few clients connect, none is accepted, too few replies of a round are usable, or the stopped run
-            had another base.
+            When too few clients connect, none is accepted, too few replies of a round are usable,
+            or the stopped run had another base.
         """
         hooks = hooks or Hooks()
         rounds = self._resume(grid, hooks, stopped) if stopped else self._begin(grid, hooks)
@@ -75,7 +78,9 @@ class FedBT:
         roster = Roster(self.config, self.checkpoint, uuid.uuid4().hex, self.config.label_names)
         roster.gather(grid, outcome.cost)
         state = GlobalState(self.checkpoint, self.config.codec, self._optimizer())
-        rounds = self._rounds(self._dialogue(grid, roster, state, outcome), hooks, len(set(grid.get_node_ids())))
+        rounds = self._rounds(
+            self._dialogue(grid, roster, state, outcome), hooks, len(set(grid.get_node_ids()))
+        )
         rounds.introduce(HEAD)
         rounds.initial.update(hooks.evaluate(rounds.weights))
         log.info("fedbt: %s", BeforeTraining(Metrics(rounds.initial)))
@@ -88,7 +93,9 @@ class FedBT:
         roster = Roster(self.config, self.checkpoint, stopped.lineage, stopped.labels)
         roster.gather(grid, outcome.cost)
         roster.refusals[:0] = stopped.refusals
-        state = GlobalState(self.checkpoint, self.config.codec, self._optimizer(), dict(stopped.parts))
+        state = GlobalState(
+            self.checkpoint, self.config.codec, self._optimizer(), dict(stopped.parts)
+        )
         rounds = self._rounds(self._dialogue(grid, roster, state, outcome), hooks, stopped.nodes)
         rounds.initial.update(stopped.initial)
         for mechanism, memory in zip(rounds.mechanisms, stopped.mechanisms, strict=True):
@@ -104,16 +111,22 @@ class FedBT:
         log.info("fedbt: %s", went_on)
         return rounds
 
-    def _dialogue(self, grid: Grid, roster: Roster, state: GlobalState, outcome: Outcome) -> Dialogue:
+    def _dialogue(
+        self, grid: Grid, roster: Roster, state: GlobalState, outcome: Outcome
+    ) -> Dialogue:
         """Settle the label set, now that the clients are known, and with it the model."""
-        weights = Weights(self.checkpoint, state.tensors, model_spec(self.config, self._labels(roster)))
+        weights = Weights(
+            self.checkpoint, state.tensors, model_spec(self.config, self._labels(roster))
+        )
         return Dialogue(grid, roster, state, weights, outcome, self.config.round_timeout)
 
     def _rounds(self, dialogue: Dialogue, hooks: Hooks, nodes: int) -> Rounds:
         return Rounds(self.config, dialogue, mechanisms(self.config), nodes, hooks)
 
     def _labels(self, roster: Roster) -> tuple[str, ...]:
-        reported = [participant.capabilities.label_counts for participant in roster.participants.values()]
+        reported = [
+            participant.capabilities.label_counts for participant in roster.participants.values()
+        ]
         return roster.labels or TASKS[self.config.task].merged_labels([*reported, self.test_labels])
 
     def _optimizer(self) -> ServerOptimizer:

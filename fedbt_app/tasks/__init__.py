@@ -8,12 +8,15 @@ from fedbt_app.tasks.mlm import MaskedLanguageModelling
 from fedbt_app.tasks.ner import NamedEntities
 
 TASKS: Choices[Task] = Choices(
-    "task", {task.name: task for task in (MaskedLanguageModelling(), Classification(), NamedEntities())}
+    "task",
+    {task.name: task for task in (MaskedLanguageModelling(), Classification(), NamedEntities())},
 )
 
 
 def metric_named(name: str) -> Metric:
-    """Return the metric of that name; one made of its name where no task here has it (a newer report's)."""
+    """Return the metric of that name; one made of its name where no task here has it (a newer
+    report's).
+    """
     for task in TASKS.values():
         for metric in task.metrics:
             if metric.name == name:

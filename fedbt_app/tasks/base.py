@@ -1,4 +1,6 @@
-"""What a task has to say of itself: its columns, word pieces, labels, loss, metrics and published order of blocks."""
+"""What a task has to say of itself: its columns, word pieces, labels, loss, metrics and published
+order of blocks.
+"""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -73,12 +75,15 @@ class Reading:
             return self.labels.index(name)
         except ValueError:
             known = ", ".join(self.labels)
-            raise FedBTError(f"label {name!r} is not in the label set ({known}): mend the data or set labels") from None
+            raise FedBTError(
+                f"label {name!r} is not in the label set ({known}): mend the data or set labels"
+            ) from None
 
 
 @dataclass(frozen=True)
 class Read:
-    """What a task makes of a batch of rows: B examples, T word pieces, P loss positions (padded with 0).
+    """What a task makes of a batch of rows: B examples, T word pieces, P loss positions (padded
+    with 0).
 
     Attributes
     ----------
@@ -104,7 +109,8 @@ class Task(ABC):
     columns : settings that name the columns which rows must have, the one with the text first
     label_key : the setting that names the column of labels; empty where there are none
     embedded_rows : which rows of the embedded data set it takes (data.phenotypes); empty for none
-    draws_deeper_blocks : whether, in the published order, the blocks above the trained one are drawn for each client
+    draws_deeper_blocks
+        whether, in the published order, the blocks above the trained one are drawn for each client
     """
 
     name: ClassVar[str]
@@ -121,7 +127,7 @@ class Task(ABC):
         """The metric by which runs are judged."""
         return self.metrics[0]
 
-    # -- rows --------------------------------------------------------------------------------------------
+    # -- rows --------------------------------------------------------------------------------------
 
     def prepared(self, settings: Settings, columns: Columns) -> Columns:
         """Return raw columns as `check` and `tokenise` want them."""
@@ -134,12 +140,17 @@ class Task(ABC):
         Raises
         ------
         FedBTError
-            For a row that cannot be used; `where` names it. No cell is quoted: errors travel to the server.
+            For a row that cannot be used; `where` names it. No cell is quoted: errors travel to the
+            server.
         """
 
     @abstractmethod
-    def tokenise(self, settings: Settings, tokenizer: "PreTrainedTokenizerFast", rows: Columns) -> Columns:
-        """Turn checked rows into examples: `input_ids`, [CLS] and [SEP] included, and what `read` wants."""
+    def tokenise(
+        self, settings: Settings, tokenizer: "PreTrainedTokenizerFast", rows: Columns
+    ) -> Columns:
+        """Turn checked rows into examples: `input_ids`, [CLS] and [SEP] included, and what `read`
+        wants.
+        """
 
     def label_counts(self, splits: Iterable[Mapping[str, Any]]) -> dict[str, int]:
         """Count the labels in tokenised examples, by name; none where the task has none."""
@@ -156,14 +167,20 @@ class Task(ABC):
         """Merge the label names of the clients, in the order of their ids."""
         return tuple(sorted({name for names in reported for name in names}))
 
-    def skew_by(self, settings: Settings, columns: Mapping[str, Sequence[Any]]) -> Sequence[Any] | None:
-        """Return what a partition skewed by label goes by, one value a row; None where the data has no such column."""
+    def skew_by(
+        self, settings: Settings, columns: Mapping[str, Sequence[Any]]
+    ) -> Sequence[Any] | None:
+        """Return what a partition skewed by label goes by, one value a row; None where the data has
+        no such column.
+        """
         return columns.get(settings.label_column)
 
-    # -- batches -----------------------------------------------------------------------------------------
+    # -- batches -----------------------------------------------------------------------------------
 
     def versions(self, settings: Settings) -> int:
-        """Return how many versions of each row there are, one a round in turn; 0 where each epoch makes its own."""
+        """Return how many versions of each row there are, one a round in turn; 0 where each epoch
+        makes its own.
+        """
         return 1
 
     def fixed(self, rows: Sequence[Row], reading: Reading, seed: Sequence[int]) -> Sequence[Row]:
@@ -192,10 +209,14 @@ class Task(ABC):
     def full_positions(self, length: int, mask_probability: float) -> int:
         """Return the loss positions of an example of `length` word pieces: for predicted costs."""
 
-    # -- loss and scores -------------------------------------------------------------------------------------
+    # -- loss and scores ---------------------------------------------------------------------------
 
-    def loss(self, outputs: "torch.Tensor", targets: "torch.Tensor", reduction: str = "mean") -> "torch.Tensor":
-        """Return the mean (or `sum`) of the loss of outputs (B, P, classes) at the loss positions: cross-entropy."""
+    def loss(
+        self, outputs: "torch.Tensor", targets: "torch.Tensor", reduction: str = "mean"
+    ) -> "torch.Tensor":
+        """Return the mean (or `sum`) of the loss of outputs (B, P, classes) at the loss positions:
+        cross-entropy.
+        """
         from torch.nn.functional import cross_entropy
 
         flat = outputs.flatten(0, 1).float()
@@ -206,21 +227,27 @@ class Task(ABC):
         return Scores(self, labels)
 
     @abstractmethod
-    def scored(self, pairs: "Sequence[Pair]", loss: float, labels: tuple[str, ...]) -> dict[str, float]:
+    def scored(
+        self, pairs: "Sequence[Pair]", loss: float, labels: tuple[str, ...]
+    ) -> dict[str, float]:
         """Return the metrics over all predictions, by name."""
 
     def majority(self, label_counts: Mapping[str, int]) -> float | None:
-        """Return the score of always answering the most frequent label; None where that means nothing."""
+        """Return the score of always answering the most frequent label; None where that means
+        nothing.
+        """
         return None
 
-    # -- plan ------------------------------------------------------------------------------------------------
+    # -- plan --------------------------------------------------------------------------------------
 
     @abstractmethod
     def published(self, num_rounds: int, depth: int, local_depth: int) -> list[Blocks]:
         """Return the blocks that each round trains in the paper's order, ascending."""
 
     def measured(self, depth: int) -> str:
-        """Return the schedule that our measurements chose for so shallow a model; empty for the published order."""
+        """Return the schedule that our measurements chose for so shallow a model; empty for the
+        published order.
+        """
         return ""
 
 
@@ -244,11 +271,15 @@ class Scores:
     def add(self, outputs: "torch.Tensor", targets: "torch.Tensor") -> None:
         """Add one batch: outputs (B, P, classes), targets (B, P)."""
         kept = targets != IGNORED
-        self._loss += float(self._task.loss(outputs[kept][None], targets[kept][None], reduction="sum"))
+        self._loss += float(
+            self._task.loss(outputs[kept][None], targets[kept][None], reduction="sum")
+        )
         self._count += int(kept.sum())
         predicted = outputs.argmax(dim=-1)
         for row in range(len(targets)):
-            self._pairs.append(Pair(targets[row][kept[row]].tolist(), predicted[row][kept[row]].tolist()))
+            self._pairs.append(
+                Pair(targets[row][kept[row]].tolist(), predicted[row][kept[row]].tolist())
+            )
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics over all that was added."""
@@ -276,5 +307,7 @@ def checked_text(settings: Settings, row: Row, where: str) -> bool:
     """Say whether a row has text; FedBTError when its text column holds something else."""
     text = row[settings.text_column]
     if text is not None and not isinstance(text, str):
-        raise FedBTError(f"{where}: column {settings.text_column!r} holds no text: set text-column, or mend the row")
+        raise FedBTError(
+            f"{where}: column {settings.text_column!r} holds no text: set text-column, or mend the row"
+        )
     return bool(text and text.strip())

@@ -75,7 +75,9 @@ class Collator:
     reading: Reading
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], generator: np.random.Generator) -> Batch:
-        """Collate `rows`; `generator` draws what the task draws anew in each batch, and nothing else."""
+        """Collate `rows`; `generator` draws what the task draws anew in each batch, and nothing
+        else.
+        """
         lengths = [len(row["input_ids"]) for row in rows]
         longest = max(lengths)
         width = padded(longest) if min(lengths) < longest else longest

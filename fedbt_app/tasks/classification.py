@@ -49,10 +49,14 @@ class Classification(Task):
             return None
         label = row[settings.label_column]
         if not label:
-            raise FedBTError(f"{where}: column {settings.label_column!r} has no label: fill it, or drop the row")
+            raise FedBTError(
+                f"{where}: column {settings.label_column!r} has no label: fill it, or drop the row"
+            )
         return (label,)
 
-    def tokenise(self, settings: Settings, tokenizer: "PreTrainedTokenizerFast", rows: Columns) -> Columns:
+    def tokenise(
+        self, settings: Settings, tokenizer: "PreTrainedTokenizerFast", rows: Columns
+    ) -> Columns:
         """Cut each text at `max_length` word pieces."""
         ids: list[list[int]] = []
         for texts in in_batches(rows[settings.text_column]):
@@ -80,7 +84,9 @@ class Classification(Task):
         """Return one: the first piece."""
         return 1
 
-    def scored(self, pairs: Sequence[Pair], loss: float, labels: tuple[str, ...]) -> dict[str, float]:
+    def scored(
+        self, pairs: Sequence[Pair], loss: float, labels: tuple[str, ...]
+    ) -> dict[str, float]:
         """Return loss, accuracy and the mean F1 of the classes that occur."""
         true, predicted = all_positions(pairs)
         accuracy = float((true == predicted).mean()) if len(true) else 0.0

@@ -1,4 +1,6 @@
-"""Every metric: its name in reports, what people call it, which way is better, and how it is written."""
+"""Every metric: its name in reports, what people call it, which way is better, and how it is
+written.
+"""
 
 from dataclasses import dataclass
 
@@ -24,7 +26,9 @@ class Metric:
     unit: str = "%"
 
 
-LOSS = Metric("loss", "loss", lower_is_better=True, share=False, unit="nats per predicted word piece")
+LOSS = Metric(
+    "loss", "loss", lower_is_better=True, share=False, unit="nats per predicted word piece"
+)
 PERPLEXITY = Metric("perplexity", "perplexity", lower_is_better=True, share=False, unit="")
 ACCURACY = Metric("accuracy", "accuracy", has_majority=True)
 MACRO_F1 = Metric("macro_f1", "macro F1")

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 MIN_TAIL = 8  # word pieces that make the last, short chunk worth keeping
-MASKED, REPLACED = 0.8, 0.1  # of the chosen pieces: become [MASK], become a random piece; the rest stays
+# of the chosen pieces: become [MASK], become a random piece; the rest stays
+MASKED, REPLACED = 0.8, 0.1
 
 
 class MaskedLanguageModelling(Task):
@@ -47,8 +48,12 @@ class MaskedLanguageModelling(Task):
         """Return no labels; None for a row without text."""
         return () if checked_text(settings, row, where) else None
 
-    def tokenise(self, settings: Settings, tokenizer: "PreTrainedTokenizerFast", rows: Columns) -> Columns:
-        """Join all texts with [SEP] and cut them into chunks of `max_length`, [CLS] and [SEP] around each."""
+    def tokenise(
+        self, settings: Settings, tokenizer: "PreTrainedTokenizerFast", rows: Columns
+    ) -> Columns:
+        """Join all texts with [SEP] and cut them into chunks of `max_length`, [CLS] and [SEP]
+        around each.
+        """
         first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
         body = settings.max_length - 2
         stream = array("i")
@@ -89,11 +94,15 @@ class MaskedLanguageModelling(Task):
         if "positions" in rows[0]:
             return _already_masked(rows, ids)
         candidates = present & ~np.isin(ids, reading.tokens.special)
-        wanted = np.maximum(1, np.round(candidates.sum(axis=1) * reading.mask_probability).astype(int))
+        wanted = np.maximum(
+            1, np.round(candidates.sum(axis=1) * reading.mask_probability).astype(int)
+        )
         # The candidates with the lowest random scores are chosen; 2 is above every score.
         scores = np.where(candidates, generator.random(ids.shape), 2.0)
         order = np.argsort(scores, axis=1)[:, : wanted.max()]
-        chosen = (np.arange(wanted.max()) < wanted[:, None]) & (np.take_along_axis(scores, order, axis=1) < 2.0)
+        chosen = (np.arange(wanted.max()) < wanted[:, None]) & (
+            np.take_along_axis(scores, order, axis=1) < 2.0
+        )
         positions = np.where(chosen, order, 0)
         targets = np.where(chosen, np.take_along_axis(ids, positions, axis=1), IGNORED)
         fate = generator.random(positions.shape)
@@ -109,7 +118,9 @@ class MaskedLanguageModelling(Task):
         """Return the share that is predicted of all but [CLS] and [SEP]."""
         return math.ceil(mask_probability * (length - 2))
 
-    def scored(self, pairs: Sequence[Pair], loss: float, labels: tuple[str, ...]) -> dict[str, float]:
+    def scored(
+        self, pairs: Sequence[Pair], loss: float, labels: tuple[str, ...]
+    ) -> dict[str, float]:
         """Return loss, perplexity and the share of pieces that were guessed."""
         true, predicted = all_positions(pairs)
         accuracy = float((true == predicted).mean()) if len(true) else 0.0

@@ -51,10 +51,14 @@ class NamedEntities(Task):
                 "set tokens-column and tags-column, or use jsonl or parquet"
             )
         if len(tokens) != len(tags):
-            raise FedBTError(f"{where} has {len(tokens)} tokens but {len(tags)} tags: give every token one tag")
+            raise FedBTError(
+                f"{where} has {len(tokens)} tokens but {len(tags)} tags: give every token one tag"
+            )
         for place, (token, tag) in enumerate(zip(tokens, tags, strict=True), start=1):
             if not isinstance(token, str):
-                raise FedBTError(f"{where}: token {place} of column {settings.tokens_column!r} is no text: mend it")
+                raise FedBTError(
+                    f"{where}: token {place} of column {settings.tokens_column!r} is no text: mend it"
+                )
             if not isinstance(tag, str) or not _BIO.fullmatch(tag):
                 raise FedBTError(
                     f"{where}: tag {place} of column {settings.tags_column!r} is none of O, B-x, I-x: "
@@ -62,16 +66,22 @@ class NamedEntities(Task):
                 )
         return tags if any(token.strip() for token in tokens) else None
 
-    def tokenise(self, settings: Settings, tokenizer: "PreTrainedTokenizerFast", rows: Columns) -> Columns:
+    def tokenise(
+        self, settings: Settings, tokenizer: "PreTrainedTokenizerFast", rows: Columns
+    ) -> Columns:
         """Give the first piece of each word the word's tag, and every other piece an empty one."""
         made: Columns = {"input_ids": [], "tags": []}
         tags = iter(rows[settings.tags_column])
         for words in in_batches(rows[settings.tokens_column]):
-            coded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=settings.max_length)
+            coded = tokenizer(
+                words, is_split_into_words=True, truncation=True, max_length=settings.max_length
+            )
             made["input_ids"] += coded["input_ids"]
             for row in range(len(words)):
                 left = dict(enumerate(next(tags)))
-                made["tags"].append(["" if word is None else left.pop(word, "") for word in coded.word_ids(row)])
+                made["tags"].append(
+                    ["" if word is None else left.pop(word, "") for word in coded.word_ids(row)]
+                )
         return made
 
     def labels_in(self, split: Mapping[str, Any]) -> Iterable[str]:
@@ -83,8 +93,12 @@ class NamedEntities(Task):
         types = {name[2:] for names in reported for name in names if name != OUTSIDE}
         return tuple(sorted({OUTSIDE} | {f"{prefix}-{kind}" for kind in types for prefix in "BI"}))
 
-    def skew_by(self, settings: Settings, columns: Mapping[str, Sequence[Any]]) -> Sequence[Any] | None:
-        """Return each row's label, where there is such a column, else the type of its first entity."""
+    def skew_by(
+        self, settings: Settings, columns: Mapping[str, Sequence[Any]]
+    ) -> Sequence[Any] | None:
+        """Return each row's label, where there is such a column, else the type of its
+        first entity.
+        """
         if settings.label_column in columns or settings.tags_column not in columns:
             return super().skew_by(settings, columns)
         return [first_entity(tags) for tags in columns[settings.tags_column]]
@@ -98,7 +112,10 @@ class NamedEntities(Task):
         generator: np.random.Generator,
     ) -> Read:
         """Read the first piece of each word."""
-        tagged = [[(at, reading.label_id(tag)) for at, tag in enumerate(row["tags"]) if tag] for row in rows]
+        tagged = [
+            [(at, reading.label_id(tag)) for at, tag in enumerate(row["tags"]) if tag]
+            for row in rows
+        ]
         width = padded(max(1, *map(len, tagged)))
         positions = np.zeros((len(rows), width), dtype=np.int64)
         targets = np.full((len(rows), width), IGNORED, dtype=np.int64)
@@ -111,7 +128,9 @@ class NamedEntities(Task):
         """Return all of them: each piece may begin a word."""
         return length
 
-    def scored(self, pairs: Sequence[Pair], loss: float, labels: tuple[str, ...]) -> dict[str, float]:
+    def scored(
+        self, pairs: Sequence[Pair], loss: float, labels: tuple[str, ...]
+    ) -> dict[str, float]:
         """Return loss and entity scores by seqeval."""
         from seqeval.metrics import f1_score, precision_score, recall_score
 
@@ -137,5 +156,7 @@ class NamedEntities(Task):
 
 
 def first_entity(tags: Iterable[str]) -> str:
-    """Return the first entity type among BIO tags (`Disease` for `O B-Disease`), or `O` where there is none."""
+    """Return the first entity type among BIO tags (`Disease` for `O B-Disease`), or `O` where there
+    is none.
+    """
     return next((tag[2:] for tag in tags if tag != OUTSIDE), OUTSIDE)

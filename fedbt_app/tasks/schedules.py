@@ -1,7 +1,7 @@
 """The paper's two orders of blocks.
 
-Wang et al., "Efficient framework for BERT model training based on federated learning" (Journal of Software 36(9),
-2025), sections on further pre-training and fine-tuning.
+Wang et al., "Efficient framework for BERT model training based on federated learning" (Journal of
+Software 36(9), 2025), sections on further pre-training and fine-tuning.
 """
 
 

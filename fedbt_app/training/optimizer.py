@@ -27,11 +27,12 @@ class TrainSettings:
 
 
 class Optimizer:
-    """AdamW that steps each tensor within the backward pass, as soon as its gradient is whole, and drops that.
+    """AdamW that steps each tensor within the backward pass, as soon as its gradient is whole, and
+    drops that.
 
-    The same numbers as stepping all of them afterwards, without ever holding all gradients: nothing still to
-    come in the backward pass needs the values of a tensor whose gradient is whole. Weight decay is on matrices only:
-    biases and LayerNorm are left alone, as in BERT's own training.
+    The same numbers as stepping all of them afterwards, without ever holding all gradients: nothing
+    still to come in the backward pass needs the values of a tensor whose gradient is whole. Weight
+    decay is on matrices only: biases and LayerNorm are left alone, as in BERT's own training.
 
     Attributes
     ----------
@@ -43,14 +44,19 @@ class Optimizer:
         self._hooks = []
         for parameter in parameters:
             decay = settings.weight_decay if parameter.ndim > 1 else 0.0
-            own = torch.optim.AdamW([parameter], lr=settings.learning_rate, weight_decay=decay, fused=True)
-            # as torch would begin, but before there are activations: among those it would fragment the heap
+            own = torch.optim.AdamW(
+                [parameter], lr=settings.learning_rate, weight_decay=decay, fused=True
+            )
+            # as torch would begin, but before there are activations: among those it would fragment
+            # the heap
             own.state[parameter] = {
                 "step": torch.zeros((), device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
-            self._hooks.append(parameter.register_post_accumulate_grad_hook(partial(self._step, own)))
+            self._hooks.append(
+                parameter.register_post_accumulate_grad_hook(partial(self._step, own))
+            )
 
     def _step(self, own: torch.optim.Optimizer, _: torch.Tensor) -> None:
         if self.due:

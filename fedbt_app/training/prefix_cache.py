@@ -1,10 +1,11 @@
-"""The frozen-prefix cache: what the blocks below every trained one give for each example, computed once.
+"""The frozen-prefix cache: what the blocks below every trained one give for each example, computed
+once.
 
-A file of float32 hidden states, one (T, H) slab an example, read and written by position, never mapped,
-so that it does not count as the process's memory. Its folder is named after what the states follow from
-(the base's file, number of blocks, the examples' word pieces, number format): a change of any is another
-cache. It lies in the folder of the run's parameter pool and goes with it: what an earlier run computed is
-computed again, so that a run's FLOPs are its own.
+A file of float32 hidden states, one (T, H) slab an example, read and written by position, never
+mapped, so that it does not count as the process's memory. Its folder is named after what the states
+follow from (the base's file, number of blocks, the examples' word pieces, number format): a change
+of any is another cache. It lies in the folder of the run's parameter pool and goes with it: what an
+earlier run computed is computed again, so that a run's FLOPs are its own.
 """
 
 import contextlib
@@ -63,8 +64,12 @@ class PrefixCache:
         self._filled = self._read_filled()
 
     @classmethod
-    def open(cls, root: Path, blocks: FrozenBlocks, rows: Sequence[Any], budget: int) -> "PrefixCache | None":
-        """Open the cache for `rows`; None when there is nothing to keep or it would exceed `budget` bytes."""
+    def open(
+        cls, root: Path, blocks: FrozenBlocks, rows: Sequence[Any], budget: int
+    ) -> "PrefixCache | None":
+        """Open the cache for `rows`; None when there is nothing to keep or it would exceed `budget`
+        bytes.
+        """
         lengths = [len(row["input_ids"]) for row in rows]
         if not blocks.depth or sum(lengths) * blocks.hidden * 4 > budget:
             return None
@@ -80,19 +85,26 @@ class PrefixCache:
         self.close()
 
     def read(self, batch: Batch) -> torch.Tensor | None:
-        """Return the states of the batch's examples, (B, T, H) with zeros for padding; None if any is missing."""
+        """Return the states of the batch's examples, (B, T, H) with zeros for padding; None if any
+        is missing.
+        """
         if not all(self._filled[row] for row in batch.rows):
             return None
         states = np.zeros((*batch.input_ids.shape, self._hidden), dtype=np.float32)
         for index, row in enumerate(batch.rows):
             slab = states[index, : self._lengths[row]]
-            if os.preadv(self._file, [slab.reshape(-1).view(np.uint8).data], self._at(row)) != slab.nbytes:
+            if (
+                os.preadv(self._file, [slab.reshape(-1).view(np.uint8).data], self._at(row))
+                != slab.nbytes
+            ):
                 return None
         self.hits += len(batch.rows)
         return torch.from_numpy(states)
 
     def write(self, batch: Batch, states: torch.Tensor) -> None:
-        """Keep the states (B, T, H) of the batch's examples; on a full disk they are computed again next time."""
+        """Keep the states (B, T, H) of the batch's examples; on a full disk they are computed again
+        next time.
+        """
         values = states.detach().to("cpu", torch.float32).numpy()
         for index, row in enumerate(batch.rows):
             slab = np.ascontiguousarray(values[index, : self._lengths[row]])

@@ -17,17 +17,22 @@ from fedbt_app.training.optimizer import Optimizer, TrainSettings
 from fedbt_app.training.prefix_cache import PrefixCache
 
 EVALUATION_BATCH = 32  # rows: all of a batch's predictions are in memory at once
-_SORTED_STRETCH = 50  # batches whose rows are sorted by length together: little padding, still shuffled
+# batches whose rows are sorted by length together: little padding, still shuffled
+_SORTED_STRETCH = 50
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training gave: mean loss per loss position, examples a pass, and the shapes of all steps run."""
+    """What training gave: mean loss per loss position, examples a pass, and the shapes of all steps
+    run.
+    """
 
     loss: float
     examples: int
     shapes: list[tuple[int, int, int, bool]]
-    cached: list[tuple[int, int]]  # (B, T) of the steps that took the frozen blocks' output from the cache
+    cached: list[
+        tuple[int, int]
+    ]  # (B, T) of the steps that took the frozen blocks' output from the cache
 
 
 def run(
@@ -38,7 +43,8 @@ def run(
     meter: FlopMeter,
     cache: PrefixCache | None = None,
 ) -> TrainResult:
-    """Train `local` in place: AdamW over its trained tensors, a fresh optimizer each round as in FedAvg.
+    """Train `local` in place: AdamW over its trained tensors, a fresh optimizer each round as in
+    FedAvg.
 
     With a `cache`, the frozen blocks below its depth run once for each example, in this round or an
     earlier one.
@@ -46,12 +52,16 @@ def run(
     torch.manual_seed(int(np.random.default_rng(settings.seed).integers(2**62)))  # dropout
     optimizer = Optimizer(local.trained.values(), settings)
     steps = _Steps(local, settings, meter, cache)
-    total = torch.zeros((), device=local.device)  # stays there: asking a GPU each step would stall it
+    # stays there: asking a GPU each step would stall it
+    total = torch.zeros((), device=local.device)
     positions = 0
     for epoch in range(settings.epochs):
         generator = np.random.default_rng([*settings.seed, epoch])
-        for batch in batches(rows, collator, settings.batch_size, generator, tokens=settings.tokens_per_batch):
-            pieces = [piece for piece in batch.split(settings.micro_batch_size) if piece.reads]  # others have no loss
+        for batch in batches(
+            rows, collator, settings.batch_size, generator, tokens=settings.tokens_per_batch
+        ):
+            # others have no loss
+            pieces = [piece for piece in batch.split(settings.micro_batch_size) if piece.reads]
             for piece in pieces:
                 optimizer.due = piece is pieces[-1]
                 total += steps.take(piece, share=piece.reads / batch.reads) * piece.reads
@@ -85,7 +95,9 @@ class _Steps:
         return self.meter.step((start is not None, batch.shape), backward)
 
     def _start(self, batch: Batch, there: Batch) -> forward.Prefix | None:
-        """Return what the frozen blocks give for a batch, from the cache or into it; None where nothing is kept."""
+        """Return what the frozen blocks give for a batch, from the cache or into it; None where
+        nothing is kept.
+        """
         cache = self.cache
         if cache is None:
             return None
@@ -93,7 +105,9 @@ class _Steps:
         if states is not None:
             self.cached.append((there.input_ids.shape[0], there.input_ids.shape[1]))
             return forward.Prefix(cache.depth, states.to(self.local.device, non_blocking=True))
-        start = self.meter.step(("prefix", batch.shape), partial(forward.prefix, self.local, there, cache.depth))
+        start = self.meter.step(
+            ("prefix", batch.shape), partial(forward.prefix, self.local, there, cache.depth)
+        )
         cache.write(batch, start.states)
         return start
 
@@ -121,7 +135,8 @@ def batches(
 ) -> Iterator[Batch]:
     """Yield batches of rows of similar length, in random order when `shuffled`.
 
-    A batch has at most `size` rows and, unless that is 0, at most `tokens` padded pieces (but one row at least).
+    A batch has at most `size` rows and, unless that is 0, at most `tokens` padded pieces (but one
+    row at least).
     """
     lengths = np.array([len(row["input_ids"]) for row in rows])
     order = generator.permutation(len(rows)) if shuffled else np.arange(len(rows))
@@ -130,10 +145,15 @@ def batches(
     for start in range(0, len(order), stretch):
         part = order[start : start + stretch]
         groups.append([])
-        for row in part[np.argsort(lengths[part], kind="stable")]:  # the last row of a group is its longest
-            full = len(groups[-1]) == size or (tokens and (len(groups[-1]) + 1) * padded(lengths[row]) > tokens)
+        # the last row of a group is its longest
+        for row in part[np.argsort(lengths[part], kind="stable")]:
+            full = len(groups[-1]) == size or (
+                tokens and (len(groups[-1]) + 1) * padded(lengths[row]) > tokens
+            )
             if full and groups[-1]:
                 groups.append([])
             groups[-1].append(int(row))
     for index in generator.permutation(len(groups)) if shuffled else range(len(groups)):
-        yield replace(collator([rows[row] for row in groups[index]], generator), rows=tuple(groups[index]))
+        yield replace(
+            collator([rows[row] for row in groups[index]], generator), rows=tuple(groups[index])
+        )

@@ -17,8 +17,9 @@ class Exchange:
     Flower's own `send_and_receive` holds every reply in memory; here the caller handles each before
     the next is fetched, and may ask a node again meanwhile.
 
-    The clock starts when the caller begins to take replies: sending many messages takes long, and none of that is
-    the nodes' time. A node that is asked again has what is left: one that keeps asking cannot hold up the round.
+    The clock starts when the caller begins to take replies: sending many messages takes long, and
+    none of that is the nodes' time. A node that is asked again has what is left: one that keeps
+    asking cannot hold up the round.
     """
 
     def __init__(self, grid: Grid, message_type: str, group: str, timeout: float) -> None:
@@ -27,10 +28,12 @@ class Exchange:
         self.undelivered: list[int] = []  # nodes whose message Flower did not take
 
     def send(self, node: int, content: RecordDict) -> int:
-        """Send `content` to `node`; returns the serialised bytes of the message, 0 if Flower did not take it."""
+        """Send `content` to `node`; returns the serialised bytes of the message, 0 if Flower did
+        not take it.
+        """
         message = Message(content, dst_node_id=node, message_type=self._type, group_id=self._group)
-        # Measured before it is handed over: a simulation's workers pickle this very object, and measuring
-        # it meanwhile changes it under their hands.
+        # Measured before it is handed over: a simulation's workers pickle this very object, and
+        # measuring it meanwhile changes it under their hands.
         size = serialised_bytes(message)
         taken = [identifier for identifier in self._grid.push_messages([message]) if identifier]
         if not taken:
@@ -40,10 +43,13 @@ class Exchange:
         return size
 
     def replies(self) -> Iterator[tuple[int, Message]]:
-        """Yield (node, reply) until every message is answered, or the time is up and no answer lies at the server."""
+        """Yield (node, reply) until every message is answered, or the time is up and no answer lies
+        at the server.
+        """
         deadline = time.monotonic() + self._timeout
         while self._waiting:
-            late = time.monotonic() >= deadline  # looked at before pulling: what came in time is taken all the same
+            # looked at before pulling: what came in time is taken all the same
+            late = time.monotonic() >= deadline
             arrived = False
             for node, reply in self._pulled():
                 arrived = True
@@ -55,10 +61,14 @@ class Exchange:
             time.sleep(POLL_SECONDS)
 
     def _pulled(self) -> Iterator[tuple[int, Message]]:
-        """Yield the replies that lie at the server by now, in the order in which their nodes were asked."""
-        for identifier in list(self._waiting):  # asked for one by one: all at once would be in memory at once
+        """Yield the replies that lie at the server by now, in the order in which their nodes were
+        asked.
+        """
+        # asked for one by one: all at once would be in memory at once
+        for identifier in list(self._waiting):
             for reply in self._grid.pull_messages([identifier]):
-                # an answer that the link makes for a dead node comes from nobody: go by what it answers
+                # an answer that the link makes for a dead node comes from nobody: go by what it
+                # answers
                 node = self._waiting.pop(reply.metadata.reply_to_message_id, None)
                 if node is not None:
                     yield node, reply

@@ -10,7 +10,10 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    no_object_id_recompute,
+)
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -28,7 +31,9 @@ def over_the_wire(message: Message) -> Message:
 class LocalGrid(Grid):
     """Answers messages by calling the client app `app`; `nodes` maps node id to node config."""
 
-    def __init__(self, app: ClientApp, run_config: dict[str, Any], nodes: dict[int, dict[str, Any]]) -> None:
+    def __init__(
+        self, app: ClientApp, run_config: dict[str, Any], nodes: dict[int, dict[str, Any]]
+    ) -> None:
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
         self.app, self.run_config, self.nodes = app, run_config, nodes
         self._replies: dict[str, Message] = {}
@@ -69,7 +74,9 @@ class LocalGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         """Yield the answers to these messages, each once."""
-        return iter([self._replies.pop(name) for name in list(message_ids) if name in self._replies])
+        return iter(
+            [self._replies.pop(name) for name in list(message_ids) if name in self._replies]
+        )
 
     def answer(self, node: int, message: Message) -> Message | None:
         """Return the reply of `node`; None when it gives none."""
@@ -78,4 +85,7 @@ class LocalGrid(Grid):
 
 def simulated(count: int, **extra: Any) -> dict[int, dict[str, Any]]:
     """Return the node configs of `count` simulated clients."""
-    return {10 + index: {"partition-id": index, "num-partitions": count, **extra} for index in range(count)}
+    return {
+        10 + index: {"partition-id": index, "num-partitions": count, **extra}
+        for index in range(count)
+    }

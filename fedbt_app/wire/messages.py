@@ -4,7 +4,6 @@ The only file that knows record keys. Whatever arrives is checked for shape and 
 uses it; nothing is unpickled (Flower reads arrays with pickling off).
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -34,7 +33,8 @@ from fedbt_app.wire.records import (
 from fedbt_app.wire.updates import DELTA, VALUE, Update
 
 OK, LACKING, FAILED = "ok", "lacking", "failed"
-LARGEST_COST = 1e24  # of any kind, from one client: sums and shares of more are no numbers any longer
+# of any kind, from one client: sums and shares of more are no numbers any longer
+LARGEST_COST = 1e24
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,9 @@ class Sync:
 
 @dataclass(frozen=True)
 class Request:
-    """What the server asks. A query brings no more than the lineage; `plan` is for training only."""
+    """What the server asks. A query brings no more than the lineage; `plan` is for
+    training only.
+    """
 
     sync: Sync
     labels: tuple[str, ...] = ()
@@ -99,7 +101,9 @@ def request_record(request: Request) -> RecordDict:
             "digests": [update.state.digest for update in sync.updates],
         }
     )
-    arrays, headers = encoded_records({step(update.part, update.state): update.encoded for update in sync.updates})
+    arrays, headers = encoded_records(
+        {step(update.part, update.state): update.encoded for update in sync.updates}
+    )
     content = RecordDict(
         {
             "run": run,
@@ -129,9 +133,14 @@ def read_request(message: Message) -> Request:
 
 
 def _read_request(content: Any) -> Request:
-    run, updates, encoded = content["run"], content["updates"], read_encoded(content["parts"], content["headers"])
+    run, updates, encoded = (
+        content["run"],
+        content["updates"],
+        read_encoded(content["parts"], content["headers"]),
+    )
     states = [
-        PartState(count(v), of_type(d, str)) for v, d in zip(updates["versions"], updates["digests"], strict=True)
+        PartState(count(v), of_type(d, str))
+        for v, d in zip(updates["versions"], updates["digests"], strict=True)
     ]
     listed = zip(updates["parts"], updates["kinds"], states, strict=True)
     sync = Sync(
@@ -177,7 +186,9 @@ def reply_message(reply: Reply, message: Message) -> Message:
 
     def with_costs(measured: ClientCosts) -> Message:
         # as floats, whose encoding has one size: stating the size does not change it
-        content["costs"] = MetricRecord({name: float(value) for name, value in asdict(measured).items()})
+        content["costs"] = MetricRecord(
+            {name: float(value) for name, value in asdict(measured).items()}
+        )
         return Message(content, reply_to=message)
 
     return with_costs(replace(costs, uplink_serialised_bytes=serialised_bytes(with_costs(costs))))
@@ -196,7 +207,7 @@ def read_reply(message: Message) -> Reply:
 
 
 def _read_reply(content: Any) -> Reply:
-    kinds: dict[str, Callable[[float], Any]] = {spec.name: spec.type for spec in fields(ClientCosts)}  # type: ignore[misc]
+    kinds: dict[str, Any] = {spec.name: spec.type for spec in fields(ClientCosts)}  # int or float
     costs = content["costs"]
     for name in kinds:
         if not 0 <= costs[name] <= LARGEST_COST:  # NaN is neither
@@ -214,12 +225,19 @@ def _read_reply(content: Any) -> Reply:
 
 def capabilities_message(capabilities: Capabilities, message: Message) -> Message:
     """Answer a query."""
-    plain = {name: value for name, value in asdict(capabilities).items() if name not in ("label_counts", "held")}
+    plain = {
+        name: value
+        for name, value in asdict(capabilities).items()
+        if name not in ("label_counts", "held")
+    }
     content = RecordDict(
         {
             "capabilities": ConfigRecord(plain),
             "labels": ConfigRecord(
-                {"names": list(capabilities.label_counts), "counts": list(capabilities.label_counts.values())}
+                {
+                    "names": list(capabilities.label_counts),
+                    "counts": list(capabilities.label_counts.values()),
+                }
             ),
             "held": states_record(capabilities.held),
             "reply": ConfigRecord({"status": OK, "error": ""}),
@@ -243,14 +261,22 @@ def _read_capabilities(content: Any) -> Capabilities:
     if one_of(content["reply"]["status"], (OK, FAILED)) == FAILED:
         raise FedBTError(one_line(content["reply"]["error"]) or "the client gives no reason")
     plain, labels = content["capabilities"], content["labels"]
-    wanted = {spec.name: spec.type for spec in fields(Capabilities) if spec.name not in ("label_counts", "held")}
+    wanted = {
+        spec.name: spec.type
+        for spec in fields(Capabilities)
+        if spec.name not in ("label_counts", "held")
+    }
     values: dict[str, Any] = {name: of_type(plain[name], kind) for name, kind in wanted.items()}  # type: ignore[arg-type]
     for name in ("examples", "heldout", "local_depth"):
         count(values[name])
     values |= {name: one_line(values[name]) for name in ("name", "base", "device")}
     names, counts = labels["names"], labels["counts"]
-    if len(names) > MOST_LABELS or any(one_line(name) != name or len(name) > LONGEST_LABEL for name in names):
-        raise FedBTError(f"it has more than {MOST_LABELS} labels, or one that is no name: check its label-column")
+    if len(names) > MOST_LABELS or any(
+        one_line(name) != name or len(name) > LONGEST_LABEL for name in names
+    ):
+        raise FedBTError(
+            f"it has more than {MOST_LABELS} labels, or one that is no name: check its label-column"
+        )
     return Capabilities(
         **values,
         label_counts={name: count(number) for name, number in zip(names, counts, strict=True)},
@@ -266,4 +292,6 @@ def payload_bytes(content: RecordDict) -> int:
 def _refuse_errors(message: Message) -> None:
     """Raise for an answer that Flower made because the node gave none."""
     if message.has_error():
-        raise FedBTError(f"no answer from the node ({one_line(message.error.reason or 'reason unknown')})")
+        raise FedBTError(
+            f"no answer from the node ({one_line(message.error.reason or 'reason unknown')})"
+        )

@@ -1,6 +1,8 @@
-"""Values inside Flower's records: how parts, states and text are written there, and checked when they are read.
+"""Values inside Flower's records: how parts, states and text are written there, and checked when
+they are read.
 
-Nothing is unpickled; a value of another type, size or sign than it should have is an error, which `checked` words.
+Nothing is unpickled; a value of another type, size or sign than it should have is an error, which
+`checked` words.
 """
 
 import io
@@ -32,29 +34,38 @@ def serialised_bytes(message: Message) -> int:
     """
     with no_object_id_recompute():  # else every level hashes all levels below it again
         objects = get_all_nested_objects(message)
-        return sum(len(item.deflate()) for item in objects.values()) + get_object_tree(message).ByteSize()
+        tree: int = get_object_tree(message).ByteSize()
+        return tree + sum(len(item.deflate()) for item in objects.values())
 
 
 def encoded_records(encoded: Mapping[str, Encoded]) -> tuple[ArrayRecord, ConfigRecord]:
     """Write encoded parts: their arrays, and their headers."""
-    arrays = {f"{part}/{name}": Array(array) for part, item in encoded.items() for name, array in item.arrays.items()}
+    arrays = {
+        f"{part}/{name}": Array(array)
+        for part, item in encoded.items()
+        for name, array in item.arrays.items()
+    }
     return ArrayRecord(arrays), ConfigRecord({part: item.header for part, item in encoded.items()})
 
 
 def read_encoded(arrays: Mapping[str, Any], headers: Mapping[str, Any]) -> dict[str, Encoded]:
-    """Read what `encoded_records` wrote; a part that has only one of the two is left to the codec to refuse."""
+    """Read what `encoded_records` wrote; a part that has only one of the two is left to the codec
+    to refuse.
+    """
     grouped: dict[str, dict[str, np.ndarray]] = {}
     for name, stored in arrays.items():
         part, _, key = name.rpartition("/")
         grouped.setdefault(part, {})[key] = viewed(stored)
-    return {part: Encoded(grouped.pop(part, {}), of_type(headers[part], str)) for part in headers} | {
-        part: Encoded(alone, "") for part, alone in grouped.items()
-    }
+    return {
+        part: Encoded(grouped.pop(part, {}), of_type(headers[part], str)) for part in headers
+    } | {part: Encoded(alone, "") for part, alone in grouped.items()}
 
 
 def states_record(states: Mapping[str, PartState]) -> ConfigRecord:
     """Write which state of each part is held, or expected."""
-    return ConfigRecord({part: json.dumps([state.version, state.digest]) for part, state in states.items()})
+    return ConfigRecord(
+        {part: json.dumps([state.version, state.digest]) for part, state in states.items()}
+    )
 
 
 def read_states(record: Mapping[str, Any]) -> dict[str, PartState]:
@@ -67,18 +78,24 @@ def read_states(record: Mapping[str, Any]) -> dict[str, PartState]:
 
 
 def checked(what: str, read: Callable[[], T]) -> T:
-    """Return what `read` does; FedBTError, one line about `what`, for anything that goes wrong there."""
+    """Return what `read` does; FedBTError, one line about `what`, for anything that goes wrong
+    there.
+    """
     try:
         return read()
     except FedBTError:
         raise
     except Exception as reason:  # whatever a stranger's message makes go wrong
         detail = f"missing {reason}" if isinstance(reason, KeyError) else type(reason).__name__
-        raise FedBTError(f"{what} is malformed ({detail}): run the same FedBT version on both sides") from None
+        raise FedBTError(
+            f"{what} is malformed ({detail}): run the same FedBT version on both sides"
+        ) from None
 
 
 def viewed(array: Any) -> np.ndarray:
-    """View the data of a Flower array without copying; ValueError when it is not exactly as long as it says."""
+    """View the data of a Flower array without copying; ValueError when it is not exactly as long as
+    it says.
+    """
     stream = io.BytesIO(array.data)
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("an array of an unknown format")
@@ -94,7 +111,9 @@ def step(part: str, state: PartState) -> str:
 
 
 def one_line(text: Any) -> str:
-    """Return text that cannot look like more than one line of the log, nor move a terminal's cursor."""
+    """Return text that cannot look like more than one line of the log, nor move a terminal's
+    cursor.
+    """
     return "".join(filter(str.isprintable, " ".join(of_type(text, str).split())))[:500]
 
 

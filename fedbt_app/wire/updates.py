@@ -11,10 +11,12 @@ DELTA, VALUE = "delta", "value"
 
 @dataclass(frozen=True)
 class Update:
-    """What brings one part of a client's pool one step, or all the way, to the server's state of it.
+    """What brings one part of a client's pool one step, or all the way, to the server's state of
+    it.
 
-    `kind` is DELTA (to be added to the version before) or VALUE (replaces whatever is there); `late`
-    marks a step that an up-to-date client had before, for the server's books: it is not sent.
+    `kind` is DELTA (to be added to the version before) or VALUE (replaces whatever is there);
+    `late` marks a step that an up-to-date client had before, for the server's books: it is not
+    sent.
     """
 
     part: str

@@ -67,16 +67,16 @@ def test_equal_digests_mean_equal_names_and_bits() -> None:
     assert len({digest(tensors), digest(renamed), digest(nudged)}) == 3
 
 
-@pytest.mark.parametrize("place", [0.0, 0.02, 0.5, 0.999])
-def test_a_flipped_byte_anywhere_makes_the_part_not_held(place: float, tmp_path: Path) -> None:
-    pool = ParameterPool(tmp_path, RUN, "a")
-    pool.store("head", 1, some())
-    pool.store("block.1", 1, some(1))
-    content = bytearray(part_file(pool, "head").read_bytes())
-    content[int(place * len(content))] ^= 0x04
-    part_file(pool, "head").write_bytes(content)
-    assert set(pool.states()) == {"block.1"}
-    assert pool.tensors("head") == {}
+def test_a_flipped_byte_anywhere_makes_the_part_not_held(tmp_path: Path) -> None:
+    for place in (0.0, 0.02, 0.5, 0.999):
+        pool = ParameterPool(tmp_path, RUN, "a")
+        pool.store("head", 1, some())
+        pool.store("block.1", 1, some(1))
+        content = bytearray(part_file(pool, "head").read_bytes())
+        content[int(place * len(content))] ^= 0x04
+        part_file(pool, "head").write_bytes(content)
+        assert set(pool.states()) == {"block.1"}
+        assert pool.tensors("head") == {}
 
 
 def test_every_header_byte_that_is_damaged_makes_the_part_not_held_or_leaves_it_equal(tmp_path: Path) -> None:
@@ -94,32 +94,31 @@ def test_every_header_byte_that_is_damaged_makes_the_part_not_held_or_leaves_it_
             assert pool.states()["head"].digest == state.digest
 
 
-@pytest.mark.parametrize("kept", [0, 4, 60, 1000, -1])
-def test_a_truncated_file_counts_as_not_held(kept: int, tmp_path: Path) -> None:
-    pool = ParameterPool(tmp_path, RUN, "a")
-    pool.store("head", 1, some())
-    part_file(pool, "head").write_bytes(part_file(pool, "head").read_bytes()[:kept])
-    assert pool.states() == {}
-    assert pool.tensors("head") == {}
-    pool.store("head", 2, some(2))
-    assert pool.states()["head"].version == 2
+def test_a_truncated_file_counts_as_not_held(tmp_path: Path) -> None:
+    for kept in (0, 4, 60, 1000, -1):
+        pool = ParameterPool(tmp_path, RUN, "a")
+        pool.store("head", 1, some())
+        part_file(pool, "head").write_bytes(part_file(pool, "head").read_bytes()[:kept])
+        assert pool.states() == {}
+        assert pool.tensors("head") == {}
+        pool.store("head", 2, some(2))
+        assert pool.states()["head"].version == 2
 
 
-@pytest.mark.parametrize(
-    "lineage", ["../../etc", "..", "", "/", f"../{RUN}", RUN[:-1], RUN + "0", RUN.upper(), RUN[:-1] + "/", f"{RUN}\n"]
-)
-def test_a_malformed_lineage_is_refused_and_makes_no_folder(lineage: str, tmp_path: Path) -> None:
-    with pytest.raises(FedBTError, match="malformed run lineage"):
-        ParameterPool(tmp_path / "pools", lineage, "a")
-    assert list(tmp_path.iterdir()) == []
+def test_a_malformed_lineage_is_refused_and_makes_no_folder(tmp_path: Path) -> None:
+    paths = ("../../etc", "..", "", "/", f"../{RUN}")
+    for lineage in (*paths, RUN[:-1], RUN + "0", RUN.upper(), RUN[:-1] + "/", f"{RUN}\n"):
+        with pytest.raises(FedBTError, match="malformed run lineage"):
+            ParameterPool(tmp_path / "pools", lineage, "a")
+        assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("client", ["../../outside", "a/b", "..", "Ward 3 (Köln)"])
-def test_a_clients_name_cannot_lead_out_of_its_run(client: str, tmp_path: Path) -> None:
-    pool = ParameterPool(tmp_path / "pools", RUN, client)
-    pool.store("head", 1, some())
-    assert pool.folder.parent == tmp_path / "pools" / RUN
-    assert [path.name for path in tmp_path.iterdir()] == ["pools"]
+def test_a_clients_name_cannot_lead_out_of_its_run(tmp_path: Path) -> None:
+    for client in ("../../outside", "a/b", "..", "Ward 3 (Köln)"):
+        pool = ParameterPool(tmp_path / "pools", RUN, client)
+        pool.store("head", 1, some())
+        assert pool.folder.parent == tmp_path / "pools" / RUN
+        assert [path.name for path in tmp_path.iterdir()] == ["pools"]
 
 
 @pytest.mark.parametrize("failing", ["save_file", "os.replace", "os.fsync"])

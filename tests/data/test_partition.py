@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedbt_app.config import RunConfig, defaults
-from fedbt_app.data.partition import MIN_ROWS, dirichlet, first_entity, iid, natural, partition, size_skewed
+from fedbt_app.data.partition import MIN_ROWS, dirichlet, iid, natural, partition, size_skewed
 from fedbt_app.errors import FedBTError
+from fedbt_app.tasks.ner import first_entity
 
 BASE = defaults()
 
@@ -141,30 +142,20 @@ def test_ner_is_skewed_by_entity_type_without_a_label_column() -> None:
     assert same(labelled, dirichlet(["p", "q"] * 60, 2, 0.5, 7))
 
 
-@pytest.mark.parametrize(
-    ("values", "clients", "message"),
-    [
+def test_impossible_splits_say_what_to_set() -> None:
+    columns = {"gaps": ["north", *[None] * 8, " "]}
+    natural_by, skewed = ({"partitioner": name} for name in ("natural", "size-skewed"))
+    for values, clients, message in (
         ({}, 2, "needs the column 'label'.*set label-column, or partitioner=iid"),
         ({"partitioner": "iid"}, 11, "10 training rows are too few for 11 clients"),
         ({"partitioner": "iid"}, 0, "use at least one"),
-        (
-            {"partitioner": "natural", "partition_column": "ward"},
-            2,
-            "partition-column 'ward' is not in the data",
-        ),
-        ({"partitioner": "natural", "partition_column": "gaps"}, 2, "'gaps' is empty in 9 rows"),
-        ({"partitioner": "size-skewed", "partition_weights": "1,2,3"}, 2, "3 weights for 2 clients"),
-        ({"partitioner": "size-skewed", "partition_weights": "1,x"}, 2, "must be positive numbers"),
-        ({"partitioner": "size-skewed", "partition_weights": "1,0"}, 2, "must be positive numbers"),
-        (
-            {"partitioner": "size-skewed", "partition_weights": "1,1e9"},
-            2,
-            "leaves client 0 of 2 without rows: use",
-        ),
-    ],
-)
-def test_impossible_splits_say_what_to_set(values: dict[str, str], clients: int, message: str) -> None:
-    columns = {"gaps": ["north", *[None] * 8, " "]}
-    with pytest.raises(FedBTError, match=message) as caught:
-        partition(config(**values), 10, columns, clients)
-    assert "\n" not in str(caught.value)
+        (natural_by | {"partition_column": "ward"}, 2, "partition-column 'ward' is not in the data"),
+        (natural_by | {"partition_column": "gaps"}, 2, "'gaps' is empty in 9 rows"),
+        (skewed | {"partition_weights": "1,2,3"}, 2, "3 weights for 2 clients"),
+        (skewed | {"partition_weights": "1,x"}, 2, "must be positive numbers"),
+        (skewed | {"partition_weights": "1,0"}, 2, "must be positive numbers"),
+        (skewed | {"partition_weights": "1,1e9"}, 2, "leaves client 0 of 2 without rows: use"),
+    ):
+        with pytest.raises(FedBTError, match=message) as caught:
+            partition(config(**values), 10, columns, clients)
+        assert "\n" not in str(caught.value)

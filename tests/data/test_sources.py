@@ -3,6 +3,7 @@ import gzip
 import io
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,13 @@ def raised(call: Callable[[], Any]) -> str:
     return message
 
 
-@pytest.mark.parametrize("zipped", ["", ".gz"])
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_every_ending_gives_the_same_rows(ending: str, zipped: str, tmp_path: Path, config: Any) -> None:
-    file = write(tmp_path / f"notes{ending}{zipped}", ROWS)
-    texts = [row["text"] for row in ROWS]
-    assert train(config(dataset=str(file), task="mlm"))["text"] == texts
-    if ending != ".txt":
-        wanted = {"text": texts, "label": [row["label"] for row in ROWS]}
-        assert train(config(dataset=str(file))) == wanted
+def test_every_ending_gives_the_same_rows(tmp_path: Path, config: Any) -> None:
+    wanted = {name: [row[name] for row in ROWS] for name in ("text", "label")}
+    for ending, zipped in product(ENDINGS, ("", ".gz")):
+        file = write(tmp_path / f"notes{ending}{zipped}", ROWS)
+        assert train(config(dataset=str(file), task="mlm"))["text"] == wanted["text"]
+        if ending != ".txt":
+            assert train(config(dataset=str(file))) == wanted
 
 
 def test_a_folder_is_read_by_its_file_names(tmp_path: Path, config: Any) -> None:
@@ -125,22 +124,17 @@ def test_a_hub_that_cannot_be_reached(config: Any, monkeypatch: pytest.MonkeyPat
     assert "give the path of a local file or folder" in message
 
 
-@pytest.mark.parametrize("name", ["/no/such/place", "./none", "~/none-here", "notes.csv", "notes.jsonl.gz"])
-def test_missing_file(name: str, config: Any) -> None:
-    assert f"no such file: dataset={name}" in raised(lambda: train(config(dataset=name)))
+def test_missing_file(config: Any) -> None:
+    for name in ("/no/such/place", "./none", "~/none-here", "notes.csv", "notes.jsonl.gz"):
+        assert f"no such file: dataset={name}" in raised(lambda name=name: train(config(dataset=name)))
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
+def test_malformed_files(tmp_path: Path, config: Any) -> None:
+    for name, content, message in (
         ("x.jsonl", f'{{"text": "a", "label": "b"}}\n{SECRET}', "x.jsonl: line 2 is no JSON object"),
         ("x.json", f'[{{"text": "{SECRET}"}}]', "x.json: line 1 is no JSON object"),
         ("x.csv", f"text,label\n{SECRET},a,b", "x.csv: row 1 has more fields than the header"),
-        (
-            "x.csv",
-            f"{SECRET},1\nb,2",
-            "has no column 'text', only (a name of 48 characters), '1': set text-column",
-        ),
+        ("x.csv", f"{SECRET},1\nb,2", "has no column 'text', only (a name of 48 characters), '1': set text-column"),
         ("x.parquet", SECRET, "x.parquet cannot be read (Arrow"),
         ("x.jsonl.gz", SECRET, "x.jsonl.gz cannot be read (BadGzipFile)"),
         ("x.pdf", SECRET, "x.pdf is of no known kind"),
@@ -148,11 +142,9 @@ def test_missing_file(name: str, config: Any) -> None:
         ("x.jsonl", '{"text": " ", "label": "b"}', "no row with text in column 'text'"),
         ("x.jsonl", '{"text": 5, "label": "b"}', "train row 1: column 'text' holds no text"),
         ("x.jsonl", f'{{"text": "{SECRET}", "label": null}}', "train row 1: column 'label' has no label"),
-    ],
-)
-def test_malformed_files(name: str, content: str, message: str, tmp_path: Path, config: Any) -> None:
-    (tmp_path / name).write_text(content)
-    assert message in raised(lambda: train(config(dataset=str(tmp_path / name))))
+    ):
+        (tmp_path / name).write_text(content)
+        assert message in raised(lambda name=name: train(config(dataset=str(tmp_path / name))))
 
 
 def test_undecodable_text(tmp_path: Path, config: Any) -> None:
@@ -170,24 +162,22 @@ def test_folders_must_be_clear(tmp_path: Path, config: Any) -> None:
     assert "train.csv and train.jsonl are both split train" in raised(lambda: train(made))
 
 
-@pytest.mark.parametrize(
-    ("values", "missing"),
-    [
+def test_missing_column(tmp_path: Path, config: Any) -> None:
+    file = write(tmp_path / "x.jsonl", ROWS)
+    cases: tuple[tuple[dict[str, str], str], ...] = (
         ({"text_column": "abstract"}, "'abstract', only 'text', 'label': set text-column"),
         ({"label_column": "class"}, "'class', only 'text', 'label': set label-column"),
         ({"task": "mlm", "text_column": "abstract"}, "'abstract', only 'text', 'label': set text-column"),
         ({"task": "ner"}, "'tokens', only 'text', 'label': set tokens-column"),
         ({"task": "ner", "tokens_column": "text"}, "'ner_tags', only 'text', 'label': set tags-column"),
-    ],
-)
-def test_missing_column(values: dict[str, str], missing: str, tmp_path: Path, config: Any) -> None:
-    file = write(tmp_path / "x.jsonl", ROWS)
-    assert f"split train has no column {missing}" in raised(lambda: train(config(dataset=str(file), **values)))
+    )
+    for values, missing in cases:
+        message = raised(lambda values=values: train(config(dataset=str(file), **values)))
+        assert f"split train has no column {missing}" in message
 
 
-@pytest.mark.parametrize(
-    ("tokens", "tags", "message"),
-    [
+def test_wrong_tags(tmp_path: Path, config: Any) -> None:
+    cases: tuple[tuple[Any, Any, str], ...] = (
         (["a", "b"], ["O"], "train row 2 has 2 tokens but 1 tags"),
         (["a", "b"], ["O", "Drug"], "train row 2: tag 2 of column 'ner_tags' is none of O, B-x, I-x"),
         (["a"], ["B-"], "tag 1 of column"),
@@ -195,11 +185,10 @@ def test_missing_column(values: dict[str, str], missing: str, tmp_path: Path, co
         (["a"], [SECRET], "tag 1 of column"),
         ([None], ["O"], "token 1 of column 'tokens' is no text"),
         ("a", "O", "columns 'tokens' and 'ner_tags' must hold lists"),
-    ],
-)
-def test_wrong_tags(tokens: Any, tags: Any, message: str, tmp_path: Path, config: Any) -> None:
-    file = write(tmp_path / "x.jsonl", [WORDS[0], {"tokens": tokens, "ner_tags": tags}])
-    assert message in raised(lambda: train(config(dataset=str(file), task="ner")))
+    )
+    for tokens, tags, message in cases:
+        file = write(tmp_path / "x.jsonl", [WORDS[0], {"tokens": tokens, "ner_tags": tags}])
+        assert message in raised(lambda file=file: train(config(dataset=str(file), task="ner")))
 
 
 def test_label_outside_the_set(tmp_path: Path, config: Any) -> None:

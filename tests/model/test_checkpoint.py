@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from fedbt_app.errors import FedBTError
 from fedbt_app.model.checkpoint import Checkpoint, find_model, read_config
+from fedbt_app.parts import HeadKind
 
 Tensors = dict[str, torch.Tensor]
+FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @pytest.fixture
@@ -57,14 +59,12 @@ def test_names_without_prefix_are_read_by_their_canonical_names(tiny_bert: Path,
     assert "classifier.weight" not in checkpoint
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
-def test_gamma_and_beta_of_old_exports_are_weight_and_bias(
-    file: str, stored: Tensors, folder_of: Callable[..., Path]
-) -> None:
-    checkpoint = Checkpoint(folder_of(old_names(stored), file))
-    for kind in ("weight", "bias"):
-        wanted = stored[f"encoder.layer.2.output.LayerNorm.{kind}"]
-        assert torch.equal(checkpoint.tensor(f"bert.encoder.layer.2.output.LayerNorm.{kind}"), wanted)
+def test_gamma_and_beta_of_old_exports_are_weight_and_bias(stored: Tensors, folder_of: Callable[..., Path]) -> None:
+    for file in FILES:
+        checkpoint = Checkpoint(folder_of(old_names(stored), file))
+        for kind in ("weight", "bias"):
+            wanted = stored[f"encoder.layer.2.output.LayerNorm.{kind}"]
+            assert torch.equal(checkpoint.tensor(f"bert.encoder.layer.2.output.LayerNorm.{kind}"), wanted)
 
 
 def test_half_precision_is_read_as_float32(stored: Tensors, folder_of: Callable[..., Path]) -> None:
@@ -83,7 +83,7 @@ def test_safetensors_win_over_a_bin_file(stored: Tensors, folder_of: Callable[..
 def test_a_lacking_tensor_is_named(stored: Tensors, folder_of: Callable[..., Path]) -> None:
     del stored["encoder.layer.1.output.dense.bias"]
     with pytest.raises(FedBTError, match=r"lacks tensor bert\.encoder\.layer\.1\.output\.dense\.bias"):
-        Checkpoint(folder_of(stored)).fingerprint("ner")
+        Checkpoint(folder_of(stored)).fingerprint(HeadKind.TOKEN)
 
 
 def test_label_names_come_in_the_order_of_their_ids(stored: Tensors, folder_of: Callable[..., Path]) -> None:
@@ -98,11 +98,11 @@ def test_label_names_come_in_the_order_of_their_ids(stored: Tensors, folder_of: 
 def test_the_fingerprint_is_that_of_the_weights_whatever_file_and_names(
     tiny_bert: Path, stored: Tensors, folder_of: Callable[..., Path]
 ) -> None:
-    wanted = Checkpoint(tiny_bert).fingerprint("classification")
+    wanted = Checkpoint(tiny_bert).fingerprint(HeadKind.SEQUENCE)
     double = {name: value.double() for name, value in stored.items()}
-    assert Checkpoint(folder_of(stored, "pytorch_model.bin")).fingerprint("classification") == wanted
+    assert Checkpoint(folder_of(stored, "pytorch_model.bin")).fingerprint(HeadKind.SEQUENCE) == wanted
     for same in (old_names(stored), double):
-        assert Checkpoint(folder_of(same)).fingerprint("classification") == wanted
+        assert Checkpoint(folder_of(same)).fingerprint(HeadKind.SEQUENCE) == wanted
 
 
 def test_a_head_counts_for_the_fingerprint_where_the_task_starts_from_it(
@@ -112,23 +112,27 @@ def test_a_head_counts_for_the_fingerprint_where_the_task_starts_from_it(
     no_pooler = {name: value for name, value in stored.items() if not name.startswith("pooler.")}
     base, others = Checkpoint(tiny_bert), [Checkpoint(folder_of(tensors)) for tensors in (pooler, no_pooler)]
     for other in others:
-        assert other.fingerprint("classification") != base.fingerprint("classification")
-        assert other.fingerprint("ner") == base.fingerprint("ner")
+        assert other.fingerprint(HeadKind.SEQUENCE) != base.fingerprint(HeadKind.SEQUENCE)
+        assert other.fingerprint(HeadKind.TOKEN) == base.fingerprint(HeadKind.TOKEN)
 
 
-@pytest.mark.parametrize("name", ["embeddings.word_embeddings.weight", "encoder.layer.3.output.LayerNorm.bias"])
 def test_other_weights_have_another_fingerprint(
-    name: str, tiny_bert: Path, stored: Tensors, folder_of: Callable[..., Path]
+    tiny_bert: Path, stored: Tensors, folder_of: Callable[..., Path]
 ) -> None:
-    stored[name].flatten()[0] += 1e-6
-    assert Checkpoint(folder_of(stored)).fingerprint("mlm") != Checkpoint(tiny_bert).fingerprint("mlm")
+    base = Checkpoint(tiny_bert).fingerprint(HeadKind.MASKED_LM)
+    for name in ("embeddings.word_embeddings.weight", "encoder.layer.3.output.LayerNorm.bias"):
+        changed = stored | {name: stored[name].clone()}
+        changed[name].flatten()[0] += 1e-6
+        assert Checkpoint(folder_of(changed)).fingerprint(HeadKind.MASKED_LM) != base
 
 
-@pytest.mark.parametrize("change", [{"layer_norm_eps": 1e-5}, {"num_attention_heads": 2}, {"hidden_act": "relu"}])
 def test_the_same_weights_that_compute_otherwise_have_another_fingerprint(
-    change: dict[str, Any], tiny_bert: Path, stored: Tensors, folder_of: Callable[..., Path]
+    tiny_bert: Path, stored: Tensors, folder_of: Callable[..., Path]
 ) -> None:
-    assert Checkpoint(folder_of(stored, **change)).fingerprint("mlm") != Checkpoint(tiny_bert).fingerprint("mlm")
+    base = Checkpoint(tiny_bert).fingerprint(HeadKind.MASKED_LM)
+    changes: tuple[dict[str, Any], ...] = ({"layer_norm_eps": 1e-5}, {"num_attention_heads": 2}, {"hidden_act": "relu"})
+    for change in changes:
+        assert Checkpoint(folder_of(stored, **change)).fingerprint(HeadKind.MASKED_LM) != base
 
 
 def test_the_tokenizer_id_changes_with_the_vocabulary(
@@ -165,16 +169,14 @@ def test_code_pickled_in_a_bin_file_is_not_run(tmp_path: Path, stored: Tensors, 
     assert mark.exists()  # it would have run
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
-@pytest.mark.parametrize("kept", [0, 7, 5000])
-def test_a_truncated_weights_file_is_refused_by_name(
-    kept: int, file: str, stored: Tensors, folder_of: Callable[..., Path]
-) -> None:
-    folder = folder_of(stored, file)
-    content = (folder / file).read_bytes()
-    (folder / file).write_bytes(content[:kept])
-    with pytest.raises(FedBTError, match=file):
-        Checkpoint(folder)
+def test_a_truncated_weights_file_is_refused_by_name(stored: Tensors, folder_of: Callable[..., Path]) -> None:
+    for file in FILES:
+        path = folder_of(stored, file) / file
+        content = path.read_bytes()
+        for kept in (5000, 7, 0):
+            path.write_bytes(content[:kept])
+            with pytest.raises(FedBTError, match=file):
+                Checkpoint(path.parent)
 
 
 def test_a_folder_without_weights_is_refused(folder_of: Callable[..., Path]) -> None:
@@ -182,21 +184,19 @@ def test_a_folder_without_weights_is_refused(folder_of: Callable[..., Path]) -> 
         Checkpoint(folder_of(None))
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", "\xff"])
-def test_a_missing_or_malformed_config_is_refused(content: str | None, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / "config.json").write_text(content, encoding="latin-1")
-    with pytest.raises(FedBTError, match=r"no readable config\.json"):
-        read_config(tmp_path)
+def test_a_missing_or_malformed_config_is_refused(tmp_path: Path) -> None:
+    for content in (None, "{", "[]", "\xff"):
+        if content is not None:
+            (tmp_path / "config.json").write_text(content, encoding="latin-1")
+        with pytest.raises(FedBTError, match=r"no readable config\.json"):
+            read_config(tmp_path)
 
 
-@pytest.mark.parametrize("model", ["/no/such/folder", "./none", "~/none-here", "some/deep/folder"])
-def test_a_model_folder_that_does_not_exist_is_not_looked_up_on_the_hub(
-    model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_folder_that_does_not_exist_is_not_looked_up_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedbt_app.model.checkpoint._from_hub", lambda model: pytest.fail(f"asked for {model}"))
-    with pytest.raises(FedBTError, match=f"model folder {model} does not exist"):
-        find_model(model)
+    for model in ("/no/such/folder", "./none", "~/none-here", "some/deep/folder"):
+        with pytest.raises(FedBTError, match=f"model folder {model} does not exist"):
+            find_model(model)
 
 
 def test_a_model_folder_is_found(tiny_bert: Path) -> None:

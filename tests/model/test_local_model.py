@@ -1,23 +1,27 @@
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fedbt_app.tasks.tasks import Collator, SpecialTokens
+from tiny_models import LABELS, plan_of, weights_of
 from transformers import BertForMaskedLM, BertForSequenceClassification, BertForTokenClassification
 
 from fedbt_app.costs.meter import FlopMeter
-from fedbt_app.encoders.bert import part_of
+from fedbt_app.encoders.bert import Bert
 from fedbt_app.errors import FedBTError
 from fedbt_app.model.checkpoint import Checkpoint
-from fedbt_app.model.local_model import LocalModel, build, whole_plan
+from fedbt_app.model.local_model import LocalModel, build
 from fedbt_app.model.weights import ModelSpec, Weights, new_tensors
 from fedbt_app.parts import HEAD, adapter_part, block_part
-from fedbt_app.plan import METHODS, RoundPlan, plan_round
+from fedbt_app.plan import METHODS, RoundPlan, untrained_plan
+from fedbt_app.tasks import TASKS
+from fedbt_app.tasks.base import Reading, SpecialTokens
+from fedbt_app.tasks.batch import Collator
 from fedbt_app.tensors import Tensors
 from fedbt_app.training import train
+from fedbt_app.training.optimizer import TrainSettings
 
-LABELS = {"mlm": (), "classification": ("heart", "kidney", "liver"), "ner": ("B-x", "I-x", "O")}
 STOCK: dict[str, Any] = {
     "mlm": BertForMaskedLM,
     "classification": BertForSequenceClassification,
@@ -26,22 +30,11 @@ STOCK: dict[str, Any] = {
 IDS = torch.tensor([[2, 7, 8, 9, 10, 3], [2, 11, 12, 13, 14, 3]])
 
 
-def weights_of(folder: Path, task: str, adapters: bool = False, rank: int = 4) -> Weights:
-    """Return the base with a new head and, where wanted, adapters that have learned something."""
-    held: dict[str, Tensors] = {}
-    weights = Weights(Checkpoint(folder), lambda part: held.get(part, {}), ModelSpec(task, LABELS[task], 0.0, rank))
-    held[HEAD] = new_tensors(weights.lacking(HEAD), seed=1)
-    generator = torch.Generator().manual_seed(2)
-    for index in range(4 if adapters else 0):
-        part = adapter_part(index)
-        held[part] = {
-            name: 0.2 * torch.randn(shape, generator=generator) for name, shape in weights.shapes(part).items()
-        }
-    return weights
+part_of = Bert().part_of
 
 
-def plan_of(method: str, task: str, round_: int = 1, local_depth: int = 0) -> RoundPlan:
-    return plan_round(method, task, 4, local_depth, 4, round_, seed=0, client="a")
+def weights_for(folder: Path, method: str, task: str) -> Weights:
+    return weights_of(folder, task, range(4) if METHODS[method].adapters else ())
 
 
 def train_a_little(local: LocalModel) -> None:
@@ -52,9 +45,10 @@ def train_a_little(local: LocalModel) -> None:
         rows.append(
             {"input_ids": [2, *ids, 3], "label": LABELS["classification"][number % 3], "tags": ["", *"OOOOOO", ""]}
         )
-    collator = Collator(local.spec.task, SpecialTokens(0, 4, (0, 1, 2, 3, 4), 40), local.spec.labels, 0.3)
-    settings = train.TrainSettings(epochs=1, batch_size=2, learning_rate=0.01, weight_decay=0.5)
-    train.run(local, rows, collator, settings, FlopMeter(), [0])
+    tokens = SpecialTokens(0, 4, (0, 1, 2, 3, 4), 40)
+    collator = Collator(local.spec.task, Reading(tokens, local.spec.labels, 0.3))
+    settings = TrainSettings(epochs=1, batch_size=2, learning_rate=0.01, weight_decay=0.5)
+    train.run(local, rows, collator, settings, FlopMeter())
 
 
 def everything(module: torch.nn.Module) -> Tensors:
@@ -64,49 +58,49 @@ def everything(module: torch.nn.Module) -> Tensors:
 # What is trained ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", LABELS)
-@pytest.mark.parametrize("method", METHODS)
-def test_exactly_the_tensors_of_the_plans_parts_are_trained(method: str, task: str, tiny_bert: Path) -> None:
-    weights = weights_of(tiny_bert, task, adapters="lora" in method)
-    for round_ in range(4):
-        plan = plan_of(method, task, round_)
+def test_exactly_the_tensors_of_the_plans_parts_are_trained(tiny_bert: Path) -> None:
+    for method, task in product(METHODS, LABELS):
+        weights = weights_for(tiny_bert, method, task)
+        plans = [plan_of(method, task, round_) for round_ in range(4)]
+        for plan in {(plan.local_blocks, plan.trained_parts): plan for plan in plans}.values():
+            local = build(weights, plan)
+            assert set(local.trained) == {name for part in plan.trained_parts for name in weights.shapes(part)}
+            grad = [value for value in local.module.parameters() if value.requires_grad]
+            assert {id(value) for value in grad} == {id(value) for value in local.trained.values()}
+            for part in plan.trained_parts:
+                for name, tensor in weights.part(part).items():
+                    assert torch.equal(local.trained[name], tensor), (method, task, name)
+
+
+def test_a_step_with_weight_decay_changes_every_trained_tensor_and_nothing_else(tiny_bert: Path) -> None:
+    file = (tiny_bert / "model.safetensors").read_bytes()
+    for method, task in product(METHODS, LABELS):
+        weights, plan = weights_for(tiny_bert, method, task), plan_of(method, task)
+        received = {name: value.clone() for part in plan.trained_parts for name, value in weights.part(part).items()}
         local = build(weights, plan)
-        wanted = {name for part in plan.trained_parts for name in weights.shapes(part)}
-        assert set(local.trained) == wanted
-        grad = [value for value in local.module.parameters() if value.requires_grad]
-        assert {id(value) for value in grad} == {id(value) for value in local.trained.values()}
-        for part in plan.trained_parts:
-            for name, tensor in weights.part(part).items():
-                assert torch.equal(local.trained[name], tensor), name
+        before = everything(local.module)
+        trained = {name for name, value in local.module.named_parameters(remove_duplicate=False) if value.requires_grad}
+        train_a_little(local)
+        changed = {name for name, value in everything(local.module).items() if not torch.equal(value, before[name])}
+        assert changed <= trained, (method, task)
+        silent = {name for name in trained if name.endswith("key.bias") or "token_type" in name}  # no gradient
+        assert trained - changed <= silent, (method, task)
+        held = {name: value for part in plan.trained_parts for name, value in weights.part(part).items()}
+        assert all(torch.equal(held[name], received[name]) for name in received), (method, task)
+    assert (tiny_bert / "model.safetensors").read_bytes() == file
 
 
-@pytest.mark.parametrize("task", LABELS)
-@pytest.mark.parametrize("method", METHODS)
-def test_a_step_with_weight_decay_changes_every_trained_tensor_and_no_frozen_one(
-    method: str, task: str, tiny_bert: Path
-) -> None:
-    local = build(weights_of(tiny_bert, task, adapters="lora" in method), plan_of(method, task))
-    before = everything(local.module)
-    trained = {name for name, value in local.module.named_parameters(remove_duplicate=False) if value.requires_grad}
-    train_a_little(local)
-    after = everything(local.module)
-    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
-    assert changed <= trained
-    silent = {name for name in trained if name.endswith("key.bias") or "token_type" in name}  # no gradient by symmetry
-    assert trained - changed <= silent
-
-
-@pytest.mark.parametrize(("task", "local_depth"), [("mlm", 2), ("mlm", 4), ("classification", 3), ("ner", 4)])
-def test_dropout_is_active_in_trained_blocks_and_the_head_only(task: str, local_depth: int, tiny_bert: Path) -> None:
-    plan = plan_of("fedbt", task, 0, local_depth)
-    module: Any = build(weights_of(tiny_bert, task), plan).module
-    assert not module.bert.embeddings.dropout.training
-    for block, layer in zip(plan.local_blocks, module.bert.encoder.layer, strict=True):
-        assert layer.output.dropout.training is layer.attention.self.training is (block in plan.trained_blocks)
-    if task != "mlm":
-        assert module.dropout.training
-    full: Any = build(weights_of(tiny_bert, task), plan_of("full", task)).module
-    assert all(one.training for one in full.modules())
+def test_dropout_is_active_in_trained_blocks_and_the_head_only(tiny_bert: Path) -> None:
+    for task, local_depth in (("mlm", 2), ("mlm", 4), ("classification", 3), ("ner", 4)):
+        plan = plan_of("fedbt", task, 0, local_depth)
+        module: Any = build(weights_of(tiny_bert, task), plan).module
+        assert not module.bert.embeddings.dropout.training
+        for block, layer in zip(plan.local_blocks, module.bert.encoder.layer, strict=True):
+            assert layer.output.dropout.training is layer.attention.self.training is (block in plan.trained_blocks)
+        if task != "mlm":
+            assert module.dropout.training
+        full: Any = build(weights_of(tiny_bert, task), plan_of("full", task)).module
+        assert all(one.training for one in full.modules())
 
 
 # Which blocks -------------------------------------------------------------------------------------------------
@@ -134,59 +128,55 @@ def test_trained_tensors_go_by_their_global_names_wherever_they_stand(tiny_bert:
     assert torch.equal(local.trained[name.format(3)], weights.checkpoint.tensor(name.format(3)))
 
 
-@pytest.mark.parametrize(
-    ("task", "plan"),
-    [
+def test_only_the_tensors_of_the_local_model_are_read(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = Checkpoint.tensor
+    for task, plan in (
         ("mlm", RoundPlan(0, (0, 2, 2), (0,))),
         ("classification", RoundPlan(0, (0, 3), (3,))),
         ("ner", RoundPlan(0, (0, 1, 3), (3,), adapters=True)),
-    ],
-)
-def test_only_the_tensors_of_the_local_model_are_read(
-    task: str, plan: RoundPlan, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights, read, tensor = weights_of(tiny_bert, task, adapters=plan.adapters), [], Checkpoint.tensor
-    monkeypatch.setattr(Checkpoint, "tensor", lambda self, name: (read.append(name), tensor(self, name))[1])
-    build(weights, plan)
-    wanted = {"embeddings", *map(block_part, plan.local_blocks)} | ({HEAD} if task == "classification" else set())
-    assert {part_of(name) for name in read} == wanted
+    ):
+        weights, read = weights_of(tiny_bert, task, range(4) if plan.adapters else ()), []
+        monkeypatch.setattr(
+            Checkpoint, "tensor", lambda self, name, seen=read: (seen.append(name), tensor(self, name))[1]
+        )
+        build(weights, plan)
+        head = {HEAD} if task == "classification" else set()  # its pooler is the base's
+        assert {part_of(name) for name in read} == {"embeddings", *map(block_part, plan.local_blocks)} | head
 
 
 # Values -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", LABELS)
-@pytest.mark.parametrize("all_trained", [False, True])
-def test_at_full_depth_the_module_gives_the_stock_models_outputs(all_trained: bool, task: str, tiny_bert: Path) -> None:
-    weights = weights_of(tiny_bert, task)
-    stock = STOCK[task].from_pretrained(tiny_bert, num_labels=max(2, len(LABELS[task]))).eval()
-    stock.load_state_dict(weights.held(HEAD), strict=False)
-    if task == "mlm":
-        stock.tie_weights()
-    local = build(weights, plan_of("full", task) if all_trained else whole_plan(weights))
+def test_at_full_depth_the_module_gives_the_stock_models_outputs(tiny_bert: Path) -> None:
     mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
-    with torch.no_grad():
-        wanted = stock(input_ids=IDS, attention_mask=mask).logits
-        found = local.module.eval()(input_ids=IDS, attention_mask=mask).logits
-    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+    for task in LABELS:
+        weights = weights_of(tiny_bert, task)
+        stock = STOCK[task].from_pretrained(tiny_bert, num_labels=max(2, len(LABELS[task]))).eval()
+        stock.load_state_dict(weights.held(HEAD), strict=False)
+        if task == "mlm":
+            stock.tie_weights()
+        for plan in (plan_of("full", task), untrained_plan(4)):
+            local = build(weights, plan)
+            with torch.no_grad():
+                wanted = stock(input_ids=IDS, attention_mask=mask).logits
+                found = local.module.eval()(input_ids=IDS, attention_mask=mask).logits
+            torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("rank", [1, 4])
-@pytest.mark.parametrize("task", LABELS)
-def test_merged_adapters_give_the_outputs_of_wrapped_ones(task: str, rank: int, tiny_bert: Path) -> None:
-    weights = weights_of(tiny_bert, task, adapters=True, rank=rank)
-    outputs = []
-    for plan in (
-        RoundPlan(0, (0, 1, 2, 3), (0, 1, 2, 3), adapters=True),
-        RoundPlan(0, (0, 1, 2, 3), (2,), adapters=True),
-        whole_plan(weights),
-    ):
+def test_merged_adapters_give_the_outputs_of_wrapped_ones(tiny_bert: Path) -> None:
+    def outputs(weights: Weights, plan: RoundPlan) -> torch.Tensor:
         with torch.no_grad():
-            outputs.append(build(weights, plan).module.eval()(input_ids=IDS).logits)
-    torch.testing.assert_close(outputs[0], outputs[2], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(outputs[1], outputs[2], atol=1e-5, rtol=1e-5)
-    plain = build(weights_of(tiny_bert, task, rank=rank), whole_plan(weights)).module.eval()
-    assert (plain(input_ids=IDS).logits - outputs[2]).abs().max() > 1e-3  # the adapters did learn something
+            return build(weights, plan).module.eval()(input_ids=IDS).logits
+
+    blocks = (0, 1, 2, 3)
+    for task, rank in product(LABELS, (1, 4)):
+        weights = weights_of(tiny_bert, task, blocks, rank=rank)
+        merged = outputs(weights, untrained_plan(4))
+        for trained in (blocks, (2,)):
+            wrapped = outputs(weights, RoundPlan(0, blocks, trained, adapters=True))
+            torch.testing.assert_close(wrapped, merged, atol=1e-5, rtol=1e-5)
+        plain = outputs(weights_of(tiny_bert, task, rank=rank), untrained_plan(4))
+        assert (plain - merged).abs().max() > 1e-3  # the adapters did learn something
 
 
 def test_held_tensors_win_over_the_checkpoints(tiny_bert: Path) -> None:
@@ -196,22 +186,8 @@ def test_held_tensors_win_over_the_checkpoints(tiny_bert: Path) -> None:
     changed = Weights(
         weights.checkpoint, lambda part: held if part == block_part(1) else weights.held(part), weights.spec
     )
-    local = build(changed, whole_plan(changed))
+    local = build(changed, untrained_plan(4))
     assert torch.equal(local.module.get_parameter(name), torch.full((32,), 5.0))
-
-
-@pytest.mark.parametrize("task", LABELS)
-@pytest.mark.parametrize("method", METHODS)
-def test_training_leaves_checkpoint_and_pool_as_they_were(method: str, task: str, tiny_bert: Path) -> None:
-    weights, plan = weights_of(tiny_bert, task, adapters="lora" in method), plan_of(method, task)
-    file = (tiny_bert / "model.safetensors").read_bytes()
-    before = {name: value.clone() for part in plan.trained_parts for name, value in weights.part(part).items()}
-    local = build(weights, plan)
-    train_a_little(local)
-    after = {name: value for part in plan.trained_parts for name, value in weights.part(part).items()}
-    assert all(torch.equal(after[name], before[name]) for name in before)
-    assert any(not torch.equal(local.trained[name], before[name]) for name in before)
-    assert (tiny_bert / "model.safetensors").read_bytes() == file
 
 
 def test_the_delta_is_what_training_added(tiny_bert: Path) -> None:
@@ -250,7 +226,7 @@ def test_a_head_of_the_base_is_used_only_where_it_has_the_very_same_labels(tiny_
     checkpoint = Checkpoint(tmp_path)
 
     def lacking(*labels: str) -> set[str]:
-        return set(Weights(checkpoint, lambda part: {}, ModelSpec("classification", labels)).lacking(HEAD))
+        return set(Weights(checkpoint, lambda part: {}, ModelSpec(TASKS["classification"], labels)).lacking(HEAD))
 
     assert lacking(*LABELS["classification"]) == set()
     assert lacking(*reversed(LABELS["classification"])) == {"classifier.weight", "classifier.bias"}
@@ -258,6 +234,6 @@ def test_a_head_of_the_base_is_used_only_where_it_has_the_very_same_labels(tiny_
 
 
 def test_a_head_that_nobody_holds_is_an_error_that_names_it(tiny_bert: Path) -> None:
-    weights = Weights(Checkpoint(tiny_bert), lambda part: {}, ModelSpec("ner", LABELS["ner"]))
+    weights = Weights(Checkpoint(tiny_bert), lambda part: {}, ModelSpec(TASKS["ner"], LABELS["ner"]))
     with pytest.raises(FedBTError, match=r"head lacks classifier\.bias"):
-        build(weights, whole_plan(weights))
+        build(weights, untrained_plan(4))

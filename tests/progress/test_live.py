@@ -336,5 +336,5 @@ def test_a_resumed_run_may_turn_tensorboard_on(tmp_path: Path, settings: Callabl
     values = settings(output_dir=str(tmp_path / "out"))
     config = RunConfig.load(values)
     snapshot = Snapshot(config.output_folder)
-    snapshot.store(config, Progress("0" * 32, ("a", "b"), 3, "f" * 64, {}, Outcome(), [], {}))
+    snapshot.store(config, Progress("0" * 32, ("a", "b"), 3, "f" * 64, {}, Outcome(), [], {}, []))
     snapshot.check(RunConfig.load(values | {"tensorboard": True}))

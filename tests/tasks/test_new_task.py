@@ -14,7 +14,18 @@ from fedbt_app.config import RunConfig
 from fedbt_app.parts import HeadKind
 from fedbt_app.report.comparison import compare
 from fedbt_app.tasks import TASKS, metric_named
-from fedbt_app.tasks.base import Blocks, Columns, Pair, Read, Reading, Row, Settings, Task, all_positions, checked_text
+from fedbt_app.tasks.base import (
+    Blocks,
+    Columns,
+    Pair,
+    Read,
+    Reading,
+    Row,
+    Settings,
+    Task,
+    all_positions,
+    checked_text,
+)
 from fedbt_app.tasks.metrics import LOSS, Metric
 from fedbt_app.wire.local_grid import LocalGrid, simulated
 

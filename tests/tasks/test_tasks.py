@@ -1,23 +1,17 @@
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from fedbt_app.tasks.tasks import (
-    IGNORED,
-    Batch,
-    Collator,
-    Scores,
-    SpecialTokens,
-    majority_score,
-    merge_labels,
-    special_tokens,
-)
 from seqeval.metrics import f1_score as entity_f1
 from seqeval.metrics import precision_score, recall_score
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from fedbt_app.errors import FedBTError
+from fedbt_app.tasks import TASKS, metric_named
+from fedbt_app.tasks.base import IGNORED, Reading, SpecialTokens
+from fedbt_app.tasks.batch import Batch, Collator, special_tokens
 
 PAD, MASK, VOCABULARY = 0, 4, 1000
 TOKENS = SpecialTokens(PAD, MASK, (0, 1, 2, 3, 4), VOCABULARY)
@@ -36,8 +30,14 @@ def rows_of(lengths: list[int], seed: int = 0) -> list[dict[str, Any]]:
     return made
 
 
+def collated(
+    task: str, rows: list[dict[str, Any]], labels: tuple[str, ...] = (), seed: int = 0, share: float = 0.15
+) -> Batch:
+    return Collator(TASKS[task], Reading(TOKENS, labels, share))(rows, np.random.default_rng(seed))
+
+
 def masked(rows: list[dict[str, Any]], seed: int = 0, share: float = 0.15) -> Batch:
-    return Collator("mlm", TOKENS, mask_probability=share)(rows, np.random.default_rng(seed))
+    return collated("mlm", rows, seed=seed, share=share)
 
 
 # Batches ------------------------------------------------------------------------------------------------------
@@ -96,9 +96,8 @@ def test_labels_are_the_original_pieces_and_no_other_position_is_touched() -> No
         assert [ids[at] for at in rest] == batch.input_ids[row][rest].tolist()
 
 
-@pytest.mark.parametrize("share", [0.15, 0.9])
-def test_neither_special_tokens_nor_padding_are_ever_predicted(share: float) -> None:
-    for seed in range(20):
+def test_neither_special_tokens_nor_padding_are_ever_predicted() -> None:
+    for seed, share in itertools.product(range(20), (0.15, 0.9)):
         batch = masked(rows_of([40, 3, 11, 1], seed), seed, share)
         chosen = batch.labels[batch.labels != IGNORED]
         assert not set(chosen.tolist()) & set(TOKENS.special)
@@ -135,7 +134,7 @@ def test_collating_does_not_change_the_rows() -> None:
 
 def test_classification_reads_the_first_position() -> None:
     rows = [row | {"label": label} for row, label in zip(rows_of([5, 3]), ("liver", "heart"), strict=True)]
-    batch = Collator("classification", TOKENS, CLASSES)(rows, np.random.default_rng(0))
+    batch = collated("classification", rows, CLASSES)
     assert batch.positions.tolist() == [[0], [0]]
     assert batch.labels.tolist() == [[2], [0]]
 
@@ -146,7 +145,7 @@ def test_ner_reads_the_first_piece_of_each_word() -> None:
         {"input_ids": [2, 14, 3], "tags": ["", "O", ""]},
         {"input_ids": [2, 3], "tags": ["", ""]},
     ]
-    batch = Collator("ner", TOKENS, TAGS)(rows, np.random.default_rng(0))
+    batch = collated("ner", rows, TAGS)
     assert batch.positions[0][:3].tolist() == [1, 3, 4]
     assert batch.labels[0][:3].tolist() == [0, 1, 2]
     assert (batch.positions[1][0], batch.labels[1][0]) == (1, 2)
@@ -154,18 +153,18 @@ def test_ner_reads_the_first_piece_of_each_word() -> None:
     assert not batch.positions[batch.labels == IGNORED].any()
 
 
-@pytest.mark.parametrize("task", ["classification", "ner"])
-def test_a_label_outside_the_set_is_an_error_that_names_the_set(task: str) -> None:
+def test_a_label_outside_the_set_is_an_error_that_names_the_set() -> None:
     row = {"input_ids": [2, 9, 3], "label": "lung", "tags": ["", "lung", ""]}
-    with pytest.raises(FedBTError, match=r"label 'lung' is not in the label set \(heart, kidney, liver\)"):
-        Collator(task, TOKENS, CLASSES)([row], np.random.default_rng(0))
+    for task in ("classification", "ner"):
+        with pytest.raises(FedBTError, match=r"label 'lung' is not in the label set \(heart, kidney, liver\)"):
+            collated(task, [row], CLASSES)
 
 
 # Metrics ------------------------------------------------------------------------------------------------------
 
 
 def scored(task: str, labels: tuple[str, ...], logits: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
-    scores = Scores(task, labels)
+    scores = TASKS[task].scores(labels)
     for start in range(0, len(truth), 4):  # in batches, the last of them short
         scores.add(logits[start : start + 4], truth[start : start + 4])
     return scores.metrics()
@@ -215,9 +214,16 @@ def test_ner_metrics_are_seqevals_over_entities() -> None:
     assert 0 < found["f1"] < 1
 
 
-@pytest.mark.parametrize("task", ["mlm", "classification", "ner"])
-def test_no_rows_give_finite_metrics(task: str) -> None:
-    assert all(np.isfinite(value) for value in Scores(task, TAGS).metrics().values())
+def test_no_rows_give_every_metric_of_the_task_and_all_of_them_finite() -> None:
+    for name, task in TASKS.items():
+        found = task.scores(TAGS).metrics()
+        assert found.keys() == {metric.name for metric in task.metrics}, name
+        assert all(np.isfinite(value) for value in found.values()), name
+
+
+def test_a_metric_that_no_task_has_is_shown_by_its_name() -> None:
+    assert all(metric_named(metric.name).label == metric.label for task in TASKS.values() for metric in task.metrics)
+    assert metric_named("token_f1").label == "token F1"
 
 
 # Labels -------------------------------------------------------------------------------------------------------
@@ -225,16 +231,18 @@ def test_no_rows_give_finite_metrics(task: str) -> None:
 
 def test_labels_are_merged_sorted_whatever_the_order_of_the_clients() -> None:
     reported = [["liver", "heart"], ["kidney"], [], ["heart"]]
-    assert merge_labels("classification", reported) == merge_labels("classification", reported[::-1]) == CLASSES
-    assert merge_labels("mlm", [[], []]) == ()
+    merged = TASKS["classification"].merged_labels
+    assert merged(reported) == merged(reported[::-1]) == CLASSES
+    assert TASKS["mlm"].merged_labels([[], []]) == ()
 
 
 def test_every_entity_type_gets_both_of_its_tags() -> None:
-    merged = merge_labels("ner", [["B-Drug", "O"], ["I-Disease"]])
+    merged = TASKS["ner"].merged_labels([["B-Drug", "O"], ["I-Disease"]])
     assert merged == ("B-Disease", "B-Drug", "I-Disease", "I-Drug", "O")
-    assert merge_labels("ner", [["O"]]) == ("O",)
+    assert TASKS["ner"].merged_labels([["O"]]) == ("O",)
 
 
 def test_the_majority_score_is_the_share_of_the_most_frequent_class() -> None:
-    assert majority_score({"a": 3, "b": 1}) == 0.75
-    assert majority_score({}) == 0.0
+    assert TASKS["classification"].majority({"a": 3, "b": 1}) == 0.75
+    assert TASKS["classification"].majority({}) == 0.0
+    assert TASKS["mlm"].majority({}) is None is TASKS["ner"].majority({"O": 3, "B-x": 1})

@@ -2,26 +2,28 @@
 
 import dataclasses
 import os
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from fedbt_app.tasks.tasks import Collator, mask_once, special_tokens
+from tiny_models import local_model, plan_of
 
-from fedbt_app.costs.cost_model import prefix_flops
+from fedbt_app.costs.cost_model import CostModel
 from fedbt_app.costs.meter import FlopMeter
 from fedbt_app.model import forward
 from fedbt_app.model.checkpoint import Checkpoint
-from fedbt_app.model.local_model import LocalModel, build
-from fedbt_app.model.weights import ModelSpec, Weights, new_tensors
-from fedbt_app.parts import HEAD
-from fedbt_app.plan import frozen_prefix, plan_round
+from fedbt_app.model.local_model import LocalModel
+from fedbt_app.tasks import TASKS
+from fedbt_app.tasks.base import Reading
+from fedbt_app.tasks.batch import Collator, special_tokens
 from fedbt_app.training import prefix_cache, train
+from fedbt_app.training.optimizer import TrainSettings
 from fedbt_app.training.prefix_cache import FrozenBlocks, PrefixCache
 
 LABELS = ("B-x", "I-x", "O")
-SETTINGS = train.TrainSettings(2, 4, 1e-3, 0.01)
+SETTINGS = TrainSettings(2, 4, 1e-3, 0.01, seed=(1,))
 
 
 @pytest.fixture
@@ -38,14 +40,15 @@ def rows() -> list[dict[str, object]]:
 
 
 def model(checkpoint: Checkpoint, task: str, method: str = "fedbt") -> LocalModel:
-    spec = ModelSpec(task, LABELS, dropout=0.0)
-    head = new_tensors(Weights(checkpoint, lambda part: {}, spec).lacking(HEAD), 0)
-    weights = Weights(checkpoint, lambda part: head if part == HEAD else {}, spec)
-    return build(weights, plan_round(method, task, 4, 0, 2, 1, 0, "a"))
+    return local_model(checkpoint.folder, task, plan_of(method, task, rounds=2), labels=LABELS)
+
+
+def reading(checkpoint: Checkpoint) -> Reading:
+    return Reading(special_tokens(checkpoint.tokenizer()), LABELS)
 
 
 def collator(checkpoint: Checkpoint, task: str) -> Collator:
-    return Collator(task, special_tokens(checkpoint.tokenizer()), LABELS)
+    return Collator(TASKS[task], reading(checkpoint))
 
 
 def opened(
@@ -56,37 +59,37 @@ def opened(
     return cache
 
 
-@pytest.mark.parametrize("task", ["classification", "ner"])
-@pytest.mark.parametrize(("method", "depth"), [("fedbt", 2), ("head", 4)])
 def test_gradients_from_cached_states_equal_those_of_the_whole_step(
-    task: str, method: str, depth: int, checkpoint: Checkpoint, rows: list[dict[str, object]], tmp_path: Path
+    checkpoint: Checkpoint, rows: list[dict[str, object]], tmp_path: Path
 ) -> None:
-    local, cache = model(checkpoint, task, method), opened(tmp_path, rows, depth)
-    for batch in train.batches(rows, collator(checkpoint, task), 4, np.random.default_rng(0)):
-        forward.loss(local, batch).backward()
-        whole = {name: value.grad.clone() for name, value in local.trained.items() if value.grad is not None}
-        local.module.zero_grad()
-        cache.write(batch, forward.prefix(local, batch, depth).states)
-        states = cache.read(batch)
-        assert states is not None
-        forward.loss(local, batch, forward.Prefix(depth, states)).backward()
-        for name, value in local.trained.items():
-            torch.testing.assert_close(value.grad, whole[name], rtol=1e-5, atol=1e-6)
-        local.module.zero_grad()
+    for task, (method, depth) in product(("classification", "ner"), (("fedbt", 2), ("head", 4))):
+        local, cache = model(checkpoint, task, method), opened(tmp_path, rows, depth)
+        for batch in train.batches(rows, collator(checkpoint, task), 4, np.random.default_rng(0)):
+            forward.loss(local, batch).backward()
+            whole = {name: value.grad.clone() for name, value in local.trained.items() if value.grad is not None}
+            local.module.zero_grad()
+            cache.write(batch, forward.prefix(local, batch, depth).states)
+            states = cache.read(batch)
+            assert states is not None
+            forward.loss(local, batch, forward.Prefix(depth, states)).backward()
+            for name, value in local.trained.items():
+                torch.testing.assert_close(value.grad, whole[name], rtol=1e-5, atol=1e-6)
+            local.module.zero_grad()
 
 
 def test_training_with_a_cold_a_warm_and_no_cache_gives_the_same_weights(
     checkpoint: Checkpoint, rows: list[dict[str, object]], tmp_path: Path
 ) -> None:
+    costs = CostModel(checkpoint.architecture, TASKS["classification"], len(LABELS))
     trained, flops = [], []
     for use in ("none", "cold", "warm"):
         local, meter = model(checkpoint, "classification"), FlopMeter()
         cache = None if use == "none" else opened(tmp_path, rows)
-        result = train.run(local, rows, collator(checkpoint, "classification"), SETTINGS, meter, [1], cache)
+        result = train.run(local, rows, collator(checkpoint, "classification"), SETTINGS, meter, cache)
         if cache:
             cache.close()
         trained.append(local.snapshot())
-        flops.append(meter.total + sum(prefix_flops(checkpoint.architecture, 2, *shape) for shape in result.cached))
+        flops.append(meter.total + sum(costs.prefix_flops(2, size, length) for size, length in result.cached))
     for name, value in trained[0].items():
         torch.testing.assert_close(trained[1][name], value, rtol=0, atol=1e-6)
         assert torch.equal(trained[2][name], trained[1][name])
@@ -160,24 +163,13 @@ def test_note_that_cannot_be_written_leaves_the_one_before_and_no_litter(
     assert sorted(path.name for path in folder.iterdir()) == ["filled.npy", "states.f32"]
 
 
-def test_the_frozen_prefix_is_what_no_round_trains() -> None:
-    assert frozen_prefix("fedbt", "classification", 12, 0, 10) == 6
-    assert frozen_prefix("fedbt", "ner", 12, 0, 3) == 9
-    assert frozen_prefix("fedbt-lora", "ner", 12, 0, 10) == 6
-    assert frozen_prefix("head", "ner", 12, 0, 10) == 12
-    assert frozen_prefix("fedbt", "classification", 12, 8, 10) == 2
-    assert frozen_prefix("fedbt", "mlm", 12, 0, 10) == 0
-    assert frozen_prefix("full", "ner", 12, 0, 10) == 0
-    assert frozen_prefix("lora", "ner", 12, 0, 10) == 0
-
-
 def test_a_row_masked_once_is_predicted_at_the_same_places_in_every_batch(
     checkpoint: Checkpoint, rows: list[dict[str, object]]
 ) -> None:
-    collate = collator(checkpoint, "mlm")
-    masked = mask_once(collate, rows, [3])
-    assert masked == mask_once(collate, rows, [3])
-    assert masked != mask_once(collate, rows, [4])
+    task, own, collate = TASKS["mlm"], reading(checkpoint), collator(checkpoint, "mlm")
+    masked = task.fixed(rows, own, [3])
+    assert masked == task.fixed(rows, own, [3])
+    assert masked != task.fixed(rows, own, [4])
     for seed in range(2):
         batch = collate(masked, np.random.default_rng(seed))
         for index, row in enumerate(masked):
@@ -192,11 +184,11 @@ def test_a_row_masked_once_is_predicted_at_the_same_places_in_every_batch(
 def test_static_maskings_let_mlm_keep_its_frozen_prefix(
     checkpoint: Checkpoint, rows: list[dict[str, object]], tmp_path: Path
 ) -> None:
-    masked, trained = mask_once(collator(checkpoint, "mlm"), rows, [1]), []
+    masked, trained = TASKS["mlm"].fixed(rows, reading(checkpoint), [1]), []
     for use in ("none", "cold", "warm"):
         local, meter = model(checkpoint, "mlm", "head"), FlopMeter()
         cache = None if use == "none" else opened(tmp_path, masked, depth=4)
-        result = train.run(local, masked, collator(checkpoint, "mlm"), SETTINGS, meter, [1], cache)
+        result = train.run(local, masked, collator(checkpoint, "mlm"), SETTINGS, meter, cache)
         if cache:
             cache.close()
             assert len(result.cached) == (3 if use == "cold" else 6)  # two epochs of three batches, the first to fill

@@ -1,22 +1,24 @@
 import math
 from collections import Counter
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny_models
 import torch
-from fedbt_app.tasks.tasks import Collator, SpecialTokens
+from tiny_models import plan_of
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from fedbt_app.costs.meter import FlopMeter
 from fedbt_app.model import forward
-from fedbt_app.model.checkpoint import Checkpoint
-from fedbt_app.model.local_model import LocalModel, build, whole_plan
-from fedbt_app.model.weights import ModelSpec, Weights, new_tensors
-from fedbt_app.parts import HEAD, adapter_part
-from fedbt_app.plan import METHODS, RoundPlan, plan_round
-from fedbt_app.tensors import Tensors
+from fedbt_app.model.local_model import LocalModel
+from fedbt_app.plan import METHODS, RoundPlan, untrained_plan
+from fedbt_app.tasks import TASKS
+from fedbt_app.tasks.base import Reading, SpecialTokens
+from fedbt_app.tasks.batch import Collator
 from fedbt_app.training import train
 from fedbt_app.training.optimizer import Optimizer, TrainSettings
 from fedbt_app.training.train import TrainResult
@@ -38,37 +40,26 @@ def rows_of(count: int = 48) -> list[dict[str, Any]]:
     return made
 
 
-def local_model(folder: Path, task: str, plan: RoundPlan | None = None, dropout: float = 0.0) -> LocalModel:
-    held: dict[str, Tensors] = {}
-    weights = Weights(
-        Checkpoint(folder), lambda part: held.get(part, {}), ModelSpec(task, LABELS[task], dropout, lora_rank=4)
-    )
-    held[HEAD] = new_tensors(weights.lacking(HEAD), seed=1)
-    for part in map(adapter_part, plan.trained_blocks if plan and plan.adapters else ()):
-        held[part] = new_tensors(weights.shapes(part), seed=2)
-    return build(weights, plan or whole_plan(weights))
+def local_model(folder: Path, task: str, plan: RoundPlan, dropout: float = 0.0) -> LocalModel:
+    return tiny_models.local_model(folder, task, plan, dropout, LABELS[task])
 
 
 def collator(task: str) -> Collator:
-    return Collator(task, SpecialTokens(0, 4, (0, 1, 2, 3, 4), 40), LABELS[task], 0.2)
-
-
-def plan_of(method: str, task: str) -> RoundPlan:
-    return plan_round(method, task, 4, 0, 4, 1, seed=0, client="a")
+    return Collator(TASKS[task], Reading(SpecialTokens(0, 4, (0, 1, 2, 3, 4), 40), LABELS[task], 0.2))
 
 
 def trained(local: LocalModel, seed: int = 0, settings: TrainSettings = SETTINGS) -> TrainResult:
-    return train.run(local, rows_of(), collator(local.spec.task), settings, FlopMeter(), [seed])
+    return train.run(local, rows_of(), collator(local.spec.task.name), replace(settings, seed=(seed,)), FlopMeter())
 
 
-@pytest.mark.parametrize("task", LABELS)
-@pytest.mark.parametrize("method", METHODS)
-def test_the_loss_goes_down(method: str, task: str, tiny_bert: Path) -> None:
-    local = local_model(tiny_bert, task, plan_of(method, task))
-    before = train.evaluate(local, rows_of(), collator(task), 16)["loss"]
-    trained(local, settings=TrainSettings(epochs=6, batch_size=8, learning_rate=1e-2, weight_decay=0.0))
-    after = train.evaluate(local, rows_of(), collator(task), 16)["loss"]
-    assert after < 0.9 * before
+def test_the_loss_goes_down(tiny_bert: Path) -> None:
+    settings = TrainSettings(epochs=3, batch_size=8, learning_rate=1e-2, weight_decay=0.0)
+    for method, task in product(METHODS, LABELS):
+        local = local_model(tiny_bert, task, plan_of(method, task))
+        before = train.evaluate(local, rows_of(), collator(task), 16)["loss"]
+        trained(local, settings=settings)
+        after = train.evaluate(local, rows_of(), collator(task), 16)["loss"]
+        assert after < 0.9 * before, (method, task)
 
 
 def numbered(count: int) -> list[dict[str, Any]]:
@@ -76,14 +67,13 @@ def numbered(count: int) -> list[dict[str, Any]]:
     return [{"input_ids": [2, number, *[5] * (number * 7 % 40), 3], "label": "odd"} for number in range(count)]
 
 
-@pytest.mark.parametrize("size", [1, 7, 8, 100])
-@pytest.mark.parametrize("shuffled", [False, True])
-def test_batches_cover_every_row_exactly_once(shuffled: bool, size: int) -> None:
-    made = train.batches(numbered(90), collator("classification"), size, np.random.default_rng(0), shuffled)
-    seen = [batch.input_ids[:, 1].tolist() for batch in made]
-    assert Counter(number for one in seen for number in one) == Counter(range(90))
-    assert max(map(len, seen)) <= size
-    assert len(seen) == -(-90 // size)
+def test_batches_cover_every_row_exactly_once() -> None:
+    for size, shuffled in product((1, 7, 8, 100), (False, True)):
+        made = train.batches(numbered(90), collator("classification"), size, np.random.default_rng(0), shuffled)
+        seen = [batch.input_ids[:, 1].tolist() for batch in made]
+        assert Counter(number for one in seen for number in one) == Counter(range(90))
+        assert max(map(len, seen)) <= size
+        assert len(seen) == -(-90 // size)
 
 
 def test_batches_hold_rows_of_similar_length_in_an_order_that_the_generator_decides() -> None:
@@ -100,17 +90,17 @@ def test_batches_hold_rows_of_similar_length_in_an_order_that_the_generator_deci
     assert shortest != sorted(shortest)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_same_seed_gives_the_same_weights_bit_for_bit(method: str, tiny_bert: Path) -> None:
-    outcomes = []
-    for seed in (3, 3, 4):
-        local = local_model(tiny_bert, "mlm", plan_of(method, "mlm"), dropout=0.1)
-        torch.rand(5)  # whatever else drew from torch's generator before
-        outcomes.append((trained(local, seed).loss, local.snapshot()))
-    (loss, one), (same_loss, same), (_, other) = outcomes
-    assert loss == same_loss
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    assert any(not torch.equal(one[name], other[name]) for name in one)
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(tiny_bert: Path) -> None:
+    for method in METHODS:
+        outcomes = []
+        for seed in (3, 3, 4):
+            local = local_model(tiny_bert, "mlm", plan_of(method, "mlm"), dropout=0.1)
+            torch.rand(5)  # whatever else drew from torch's generator before
+            outcomes.append((trained(local, seed).loss, local.snapshot()))
+        (loss, one), (same_loss, same), (_, other) = outcomes
+        assert loss == same_loss
+        assert all(torch.equal(one[name], same[name]) for name in one)
+        assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
 def test_the_result_counts_examples_once_and_lists_every_step(tiny_bert: Path) -> None:
@@ -126,7 +116,7 @@ def test_rows_without_a_loss_are_passed_over(tiny_bert: Path) -> None:
     local = local_model(tiny_bert, "mlm", plan_of("head", "mlm"))
     for micro in (0, 1):
         settings = TrainSettings(1, 1 + 3 * micro, 1e-3, 0.0, micro_batch_size=micro)
-        result = train.run(local, rows, collator("mlm"), settings, FlopMeter(), [0])
+        result = train.run(local, rows, collator("mlm"), settings, FlopMeter())
         assert math.isfinite(result.loss)
         assert len(result.shapes) == 2
 
@@ -150,26 +140,24 @@ def test_biases_and_layer_norms_are_not_decayed(tiny_bert: Path) -> None:
         assert torch.equal(after[name], 0.75 * value if matrix else value), name
 
 
-@pytest.mark.parametrize("task", LABELS)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_stepping_within_the_backward_pass_is_stepping_after_it_bit_for_bit(
-    checkpointing: bool, method: str, task: str, tiny_bert: Path
-) -> None:
-    made = list(train.batches(rows_of(24), collator(task), 8, np.random.default_rng(0)))
-    within, after = (local_model(tiny_bert, task, plan_of(method, task)) for _ in range(2))
-    Optimizer(within.trained.values(), SETTINGS)
-    matrices, vectors = ([one for one in after.trained.values() if (one.ndim > 1) == many] for many in (True, False))
-    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
-    stock = torch.optim.AdamW(groups, lr=SETTINGS.learning_rate, fused=True)
-    for batch in made:
-        forward.loss(within, batch, checkpointing=checkpointing).backward()
-        assert all(value.grad is None for value in within.trained.values())
-        forward.loss(after, batch, checkpointing=checkpointing).backward()
-        stock.step()
-        stock.zero_grad()
-    for name, value in after.trained.items():
-        assert torch.equal(within.trained[name], value), name
+def test_stepping_within_the_backward_pass_is_stepping_after_it_bit_for_bit(method: str, tiny_bert: Path) -> None:
+    for task, checkpointing in product(LABELS, (False, True)):
+        within, after = (local_model(tiny_bert, task, plan_of(method, task)) for _ in range(2))
+        Optimizer(within.trained.values(), SETTINGS)
+        matrices, vectors = (
+            [one for one in after.trained.values() if (one.ndim > 1) == many] for many in (True, False)
+        )
+        groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
+        stock = torch.optim.AdamW(groups, lr=SETTINGS.learning_rate, fused=True)
+        for batch in train.batches(rows_of(24), collator(task), 8, np.random.default_rng(0)):
+            forward.loss(within, batch, checkpointing=checkpointing).backward()
+            assert all(value.grad is None for value in within.trained.values())
+            forward.loss(after, batch, checkpointing=checkpointing).backward()
+            stock.step()
+            stock.zero_grad()
+        for name, value in after.trained.items():
+            assert torch.equal(within.trained[name], value), (task, name)
 
 
 def test_gradients_add_up_while_no_step_is_due_and_nothing_steps_after_detach(tiny_bert: Path) -> None:
@@ -196,22 +184,22 @@ def test_gradients_add_up_while_no_step_is_due_and_nothing_steps_after_detach(ti
     assert all(torch.equal(local.trained[name], value) for name, value in stepped.items())
 
 
-@pytest.mark.parametrize("task", LABELS)
-def test_evaluation_is_deterministic_and_does_not_change_the_model(task: str, tiny_bert: Path) -> None:
-    local = local_model(tiny_bert, task, plan_of("full", task), dropout=0.5)
-    before = {name: value.clone() for name, value in local.module.state_dict().items()}
-    first = train.evaluate(local, rows_of(), collator(task), 16)
-    torch.rand(5)
-    assert train.evaluate(local, rows_of(), collator(task), 16) == first
-    assert all(torch.equal(value, before[name]) for name, value in local.module.state_dict().items())
-    assert all(value.grad is None for value in local.module.parameters())
+def test_evaluation_is_deterministic_and_does_not_change_the_model(tiny_bert: Path) -> None:
+    for task in LABELS:
+        local = local_model(tiny_bert, task, plan_of("full", task), dropout=0.5)
+        before = {name: value.clone() for name, value in local.module.state_dict().items()}
+        first = train.evaluate(local, rows_of(), collator(task), 16)
+        torch.rand(5)
+        assert train.evaluate(local, rows_of(), collator(task), 16) == first
+        assert all(torch.equal(value, before[name]) for name, value in local.module.state_dict().items())
+        assert all(value.grad is None for value in local.module.parameters())
 
 
-@pytest.mark.parametrize("task", ["classification", "ner"])
-def test_metrics_do_not_depend_on_the_batch_size(task: str, tiny_bert: Path) -> None:
-    local = local_model(tiny_bert, task)
-    one, other = (train.evaluate(local, rows_of(), collator(task), size) for size in (1, 48))
-    assert one == pytest.approx(other, rel=1e-4)
+def test_metrics_do_not_depend_on_the_batch_size(tiny_bert: Path) -> None:
+    for task in ("classification", "ner"):
+        local = local_model(tiny_bert, task, untrained_plan(4))
+        one, other = (train.evaluate(local, rows_of(), collator(task), size) for size in (1, 48))
+        assert one == pytest.approx(other, rel=1e-4)
 
 
 def test_dropout_noise_is_drawn_in_trained_blocks_and_not_in_frozen_ones(tiny_bert: Path) -> None:
@@ -229,27 +217,26 @@ def test_dropout_noise_is_drawn_in_trained_blocks_and_not_in_frozen_ones(tiny_be
     assert min(abs(one - other) for one, other in zip(noisy, noisy[1:] + noisy[:1], strict=True)) > 1e-4
 
 
-@pytest.mark.parametrize("task", LABELS)
 @pytest.mark.parametrize("method", ["fedbt", "full", "lora"])
-@pytest.mark.parametrize("saving", [{"micro_batch_size": 3}, {"checkpointing": True}])
-def test_saving_memory_leaves_the_gradients_as_they_are(
-    saving: dict[str, Any], method: str, task: str, tiny_bert: Path
-) -> None:
-    def gradients(settings: TrainSettings) -> dict[str, torch.Tensor]:
+def test_saving_memory_leaves_the_gradients_as_they_are(method: str, tiny_bert: Path) -> None:
+    def gradients(task: str, settings: TrainSettings) -> dict[str, torch.Tensor]:
         local, caught = local_model(tiny_bert, task, plan_of(method, task)), {}
 
         def catch(optimizer: Any, *_: Any) -> None:
             caught.update({name: value.grad.clone() for name, value in local.trained.items() if value.grad is not None})
 
         handle = register_optimizer_step_pre_hook(catch)
-        train.run(local, rows_of(8), collator(task), settings, FlopMeter(), [0])
+        train.run(local, rows_of(8), collator(task), settings, FlopMeter())
         handle.remove()
         assert caught.keys() == local.trained.keys()
         return caught
 
-    plain = gradients(TrainSettings(1, 8, 1e-3, 0.0))
-    for name, value in gradients(TrainSettings(1, 8, 1e-3, 0.0, **saving)).items():
-        torch.testing.assert_close(value, plain[name], rtol=1e-4, atol=1e-6, msg=name)
+    whole = TrainSettings(1, 8, 1e-3, 0.0)
+    for task in LABELS:
+        plain = gradients(task, whole)
+        for saving in (replace(whole, micro_batch_size=3), replace(whole, checkpointing=True)):
+            for name, value in gradients(task, saving).items():
+                torch.testing.assert_close(value, plain[name], rtol=1e-4, atol=1e-6, msg=f"{task} {name}")
 
 
 def test_a_token_budget_bounds_padded_pieces_and_still_covers_every_row_once() -> None:
