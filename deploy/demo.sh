@@ -67,7 +67,7 @@ echo "demo: a run of 3 rounds"
     "dataset=$folder/data/server" "output-dir=$folder/output" || fail "the run failed" "$folder/superlink.log"
 python - "$folder/output" <<'END' || fail "the run left no good report in $folder/output"
 import sys
-from fedbt_app import report
+from fedbt_app.report import report
 result = report.load(sys.argv[1])
 counts = [one["clients"] for one in result["rounds"]]
 assert counts == [3, 3, 3] and not result["refused"], f"clients by round {counts}, refused {result['refused']}"
