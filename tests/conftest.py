@@ -36,7 +36,17 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     folder = tmp_path_factory.mktemp("tiny-bert")
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *string.ascii_lowercase, "##s", "##ly"]
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *WORDS,
+        *string.ascii_lowercase,
+        "##s",
+        "##ly",
+    ]
     (folder / "vocab.txt").write_text("\n".join(pieces))
     BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
@@ -62,7 +72,9 @@ def site_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for _ in range(size):
             organ = generator.choice(["kidney", "heart", "liver"])
             words = generator.choices(WORDS[:8], k=generator.randint(3, 9))
-            rows.append({"text": " ".join([*words, organ]), "label": organ, "site": generator.choice("AB")})
+            rows.append(
+                {"text": " ".join([*words, organ]), "label": organ, "site": generator.choice("AB")}
+            )
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -76,7 +88,10 @@ def ner_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, size in (("train", 60), ("test", 20)):
         rows = []
         for _ in range(size):
-            words = [*generator.choices(WORDS, k=generator.randint(3, 9)), generator.choice(list(tags))]
+            words = [
+                *generator.choices(WORDS, k=generator.randint(3, 9)),
+                generator.choice(list(tags)),
+            ]
             rows.append({"tokens": words, "ner_tags": [tags.get(word, "O") for word in words]})
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -120,6 +135,13 @@ def settings(
 def config(settings: Callable[..., dict[str, Any]]) -> Callable[..., RunConfig]:
     """Return a function that makes a small run's RunConfig."""
     return lambda **changes: RunConfig.load(settings(**changes))
+
+
+@pytest.fixture
+def small(settings: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Return a function that makes the configuration of a run of few rows, without client evaluation."""
+    few = {"max_train_examples": 36, "batch_size": 16, "client_evaluation": "never"}
+    return lambda **changes: settings(**(few | changes))
 
 
 class RecordingGrid(LocalGrid):
@@ -178,7 +200,9 @@ class Federated:
         """The global model's tensors, by canonical name."""
         depth = self.rounds.weights.checkpoint.architecture.depth
         parts = (EMBEDDINGS, *map(block_part, range(depth)), HEAD)
-        return {name: value for part in parts for name, value in self.rounds.weights.part(part).items()}
+        return {
+            name: value for part in parts for name, value in self.rounds.weights.part(part).items()
+        }
 
 
 def federate(

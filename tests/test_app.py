@@ -17,7 +17,11 @@ from fedbt_app.cli import superlink
 from fedbt_app.config import APP_DIR
 
 BIN = Path(sys.executable).parent
-FEDBT = [sys.executable, "-m", "fedbt_app.cli.main"]  # with the folder to take it from as PYTHONPATH
+FEDBT = [
+    sys.executable,
+    "-m",
+    "fedbt_app.cli.main",
+]  # with the folder to take it from as PYTHONPATH
 Settings = Callable[..., dict[str, Any]]
 
 
@@ -36,7 +40,9 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
     assert stopped.returncode == 0, stopped.stderr
 
 
-def begin(command: list[str], variables: dict[str, str], folder: Path = APP_DIR) -> "subprocess.Popen[str]":
+def begin(
+    command: list[str], variables: dict[str, str], folder: Path = APP_DIR
+) -> "subprocess.Popen[str]":
     """Start a command in an app's folder, with the package that lies there."""
     return subprocess.Popen(
         command,
@@ -72,7 +78,9 @@ def test_two_checkouts_train_report_and_export_side_by_side(
         file.write('\nlog.info("fedbt: this is the copy")\n')
     folder = tmp_path / "run"
     first = begin(fedbt_run(settings(output_dir=str(folder))), variables)
-    second = begin(fedbt_run(settings(output_dir=str(tmp_path / "other"), num_rounds=1)), variables, copy)
+    second = begin(
+        fedbt_run(settings(output_dir=str(tmp_path / "other"), num_rounds=1)), variables, copy
+    )
     original, other = end(first), end(second)
     assert original.returncode == 0, original.stdout + original.stderr
     assert other.returncode == 0, other.stdout + other.stderr
@@ -92,7 +100,12 @@ def test_two_checkouts_train_report_and_export_side_by_side(
 def test_fedbt_run_exits_non_zero_with_one_line_when_the_run_fails(
     settings: Settings, variables: dict[str, str], tmp_path: Path
 ) -> None:
-    done = end(begin(fedbt_run(settings(label_column="diagnosis", output_dir=str(tmp_path / "run"))), variables))
+    done = end(
+        begin(
+            fedbt_run(settings(label_column="diagnosis", output_dir=str(tmp_path / "run"))),
+            variables,
+        )
+    )
     assert done.returncode == 1
     [line] = done.stderr.strip().splitlines()
     assert "'diagnosis'" in line
@@ -117,10 +130,14 @@ def plain(variables: dict[str, str], tmp_path: Path) -> Iterator[dict[str, str]]
             process.terminate()
 
 
-def test_plain_flwr_run_works_from_the_project_root(settings: Settings, plain: dict[str, str], tmp_path: Path) -> None:
+def test_plain_flwr_run_works_from_the_project_root(
+    settings: Settings, plain: dict[str, str], tmp_path: Path
+) -> None:
     overrides = tmp_path / "run.toml"
     values = settings(num_rounds=1, output_dir=str(tmp_path / "plain"))
     overrides.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
-    done = end(begin([str(BIN / "flwr"), "run", ".", "--stream", "--run-config", str(overrides)], plain))
+    done = end(
+        begin([str(BIN / "flwr"), "run", ".", "--stream", "--run-config", str(overrides)], plain)
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "plain" / "report.json").read_text())["rounds"][0]["clients"] == 2

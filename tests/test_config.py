@@ -17,7 +17,9 @@ SHIPPED = sorted((APP_DIR / "conf").glob("*.toml"))
 def refused(**changes: Any) -> str:
     """Return the one line with which these settings are refused."""
     with pytest.raises(FedBTError) as raised:
-        RunConfig.load(defaults() | {name.replace("_", "-"): value for name, value in changes.items()})
+        RunConfig.load(
+            defaults() | {name.replace("_", "-"): value for name, value in changes.items()}
+        )
     assert len(str(raised.value).splitlines()) == 1
     return str(raised.value)
 
@@ -104,9 +106,13 @@ def test_badly_typed_value_is_named_with_what_it_must_be(name: str, value: Any, 
     assert refused(**{name: value}).startswith(f"{name} must be {words}, not {value!r}")
 
 
-@pytest.mark.parametrize(("decay", "rates"), [("none", [0.2, 0.2, 0.2, 0.2]), ("linear", [0.2, 0.15, 0.1, 0.05])])
+@pytest.mark.parametrize(
+    ("decay", "rates"), [("none", [0.2, 0.2, 0.2, 0.2]), ("linear", [0.2, 0.15, 0.1, 0.05])]
+)
 def test_the_step_size_of_each_round(decay: str, rates: list[float]) -> None:
-    config = RunConfig.load(defaults() | {"learning-rate": 0.2, "learning-rate-decay": decay, "num-rounds": 4})
+    config = RunConfig.load(
+        defaults() | {"learning-rate": 0.2, "learning-rate-decay": decay, "num-rounds": 4}
+    )
     assert [config.learning_rate_in(round_) for round_ in range(4)] == pytest.approx(rates)
 
 
@@ -119,9 +125,20 @@ def test_whole_numbers_serve_as_numbers_and_as_text() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("num-rounds", 0), ("local-epochs", 0), ("batch-size", -1), ("local-depth", -1), ("seed", -1)),
+        *(
+            ("num-rounds", 0),
+            ("local-epochs", 0),
+            ("batch-size", -1),
+            ("local-depth", -1),
+            ("seed", -1),
+        ),
         *(("max-length", 7), ("max-length", 513), ("heldout-fraction", 0.95), ("dropout", 1.0)),
-        *(("participation", 0.0), ("participation", 1.01), ("mask-probability", 0.0), ("learning-rate", -1e-9)),
+        *(
+            ("participation", 0.0),
+            ("participation", 1.01),
+            ("mask-probability", 0.0),
+            ("learning-rate", -1e-9),
+        ),
         *(("dirichlet-alpha", 0.0), ("min-clients", 0), ("lora-rank", 0), ("round-timeout", 0.0)),
     ],
 )
@@ -129,7 +146,9 @@ def test_value_out_of_bounds_is_refused_by_key_and_bound(name: str, value: Any) 
     assert refused(**{name: value}).startswith(f"{name}={value} is too ")
 
 
-@pytest.mark.parametrize("name", [name for name, value in defaults().items() if type(value) is float])
+@pytest.mark.parametrize(
+    "name", [name for name, value in defaults().items() if type(value) is float]
+)
 def test_not_a_number_is_refused(name: str) -> None:
     assert refused(**{name: math.nan}).startswith(f"{name}=nan")
 
@@ -185,13 +204,32 @@ def test_own_settings_of_a_node_win() -> None:
     config = RunConfig.load(defaults() | {"method": "fedbt"})
     own = config.with_node(
         {
-            **{"data-path": "/data/site", "model-path": "/models/bert", "local-depth": 3, "device": "cpu"},
-            **{"cache-dir": "/var/cache", "pool-dir": "/var/pools", "text-column": "note", "tags-column": "bio"},
+            **{
+                "data-path": "/data/site",
+                "model-path": "/models/bert",
+                "local-depth": 3,
+                "device": "cpu",
+            },
+            **{
+                "cache-dir": "/var/cache",
+                "pool-dir": "/var/pools",
+                "text-column": "note",
+                "tags-column": "bio",
+            },
         }
     )
-    assert (own.dataset, own.model, own.local_depth, own.device) == ("/data/site", "/models/bert", 3, "cpu")
+    assert (own.dataset, own.model, own.local_depth, own.device) == (
+        "/data/site",
+        "/models/bert",
+        3,
+        "cpu",
+    )
     assert (own.cache_folder, own.pool_folder) == (Path("/var/cache"), Path("/var/pools"))
-    assert (own.text_column, own.tags_column, own.label_column) == ("note", "bio", config.label_column)
+    assert (own.text_column, own.tags_column, own.label_column) == (
+        "note",
+        "bio",
+        config.label_column,
+    )
     assert own.num_rounds == config.num_rounds
 
 
@@ -208,7 +246,10 @@ def test_bad_setting_of_a_node_is_refused_by_its_key(value: Any) -> None:
 
 def test_a_resumed_run_stays_in_its_folder() -> None:
     assert RunConfig.load(defaults() | {"output-dir": "a"}).output_folder == Path("a")
-    assert RunConfig.load(defaults() | {"output-dir": "a", "resume": "~/b"}).output_folder == Path.home() / "b"
+    assert (
+        RunConfig.load(defaults() | {"output-dir": "a", "resume": "~/b"}).output_folder
+        == Path.home() / "b"
+    )
 
 
 def test_pools_lie_in_the_cache_folder_by_default() -> None:

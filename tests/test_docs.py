@@ -14,7 +14,18 @@ from fedbt_app.cli.main import _parser, settings_of
 from fedbt_app.config import APP_DIR
 
 PAGES = sorted([*APP_DIR.glob("*.md"), *APP_DIR.glob("docs/*.md"), *APP_DIR.glob("examples/*.md")])
-SHIPPED = ("benchmarks", "conf", "deploy", "docker", "docs", "examples", "fedbt_app", "tests", ".ci", ".github")
+SHIPPED = (
+    "benchmarks",
+    "conf",
+    "deploy",
+    "docker",
+    "docs",
+    "examples",
+    "fedbt_app",
+    "tests",
+    ".ci",
+    ".github",
+)
 YOURS = ("docker/pip/",)  # folders that the reader fills
 PATH = re.compile(r"(?<![\w./~-])((?:[\w.@*-]+/)*[\w.@*-]*)")
 
@@ -39,7 +50,9 @@ def exists(name: str) -> bool:
     """Say whether a path, or a pattern of paths, or a script of that bare name is there."""
     if "/" in name:
         return any(APP_DIR.glob(name.rstrip("/")))
-    return (APP_DIR / name).is_file() or any(any((APP_DIR / folder).rglob(name)) for folder in SHIPPED)
+    return (APP_DIR / name).is_file() or any(
+        any((APP_DIR / folder).rglob(name)) for folder in SHIPPED
+    )
 
 
 def anchors(page: Path) -> set[str]:
@@ -86,14 +99,20 @@ def test_named_files_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_targets_and_subcommands_exist(page: Path) -> None:
     pieces = code(page.read_text(encoding="utf-8"))
-    made = {name for piece in pieces for name in re.findall(r"(?:^|&& )make ([a-z-]+)", piece, re.MULTILINE)}
+    made = {
+        name
+        for piece in pieces
+        for name in re.findall(r"(?:^|&& )make ([a-z-]+)", piece, re.MULTILINE)
+    }
     run = {name for piece in pieces for name in re.findall(r"(?:^|\s|bin/)fedbt ([a-z]+)", piece)}
     assert made - targets() == set()
     assert run - subcommands() == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_are_taken_by_the_command_line(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_are_taken_by_the_command_line(
+    page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(APP_DIR)
     for words in command_lines(page.read_text(encoding="utf-8")):
         options = _parser().parse_args(words)
@@ -103,7 +122,10 @@ def test_commands_are_taken_by_the_command_line(page: Path, monkeypatch: pytest.
 
 def test_what_does_not_exist_is_noticed() -> None:
     page = "See `docs/nowhere.md`, `nothing.py`.\n```\nmake nothing\nfedbt run method=fedbt  # go\n```\n"
-    assert [name for name in named_files(page) if not exists(name)] == ["docs/nowhere.md", "nothing.py"]
+    assert [name for name in named_files(page) if not exists(name)] == [
+        "docs/nowhere.md",
+        "nothing.py",
+    ]
     assert list(command_lines(page)) == [["run", "method=fedbt"]]
     assert {"test", "help"} <= targets()
     assert "nothing" not in targets()
@@ -111,22 +133,31 @@ def test_what_does_not_exist_is_noticed() -> None:
 
 
 def test_make_lists_every_target_with_a_line() -> None:
-    listed = subprocess.run(["make"], cwd=APP_DIR, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["make"], cwd=APP_DIR, capture_output=True, text=True, check=True
+    ).stdout
     assert set(re.findall(r"^make ([a-z-]+) +\S", listed, re.MULTILINE)) == targets()
 
 
 def test_the_hooks_run_what_the_gate_runs() -> None:
     # Read by lines: no YAML reader is among the declared packages.
-    hooks = re.findall(r"entry: (.+)", (APP_DIR / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    hooks = re.findall(
+        r"entry: (.+)", (APP_DIR / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    )
     makefile = (APP_DIR / "Makefile").read_text(encoding="utf-8")
     lint = re.search(r"^lint:.*\n((?:\t.+\n)+)", makefile, re.MULTILINE)
     assert lint is not None
-    commands = [line.strip().replace("$(BIN)", ".venv/bin").removesuffix(" .") for line in lint[1].splitlines()]
+    commands = [
+        line.strip().replace("$(BIN)", ".venv/bin").removesuffix(" .")
+        for line in lint[1].splitlines()
+    ]
     assert hooks == commands
 
 
 def test_the_version_and_the_licence_are_the_same_everywhere() -> None:
-    project: dict[str, Any] = tomllib.loads((APP_DIR / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project: dict[str, Any] = tomllib.loads(
+        (APP_DIR / "pyproject.toml").read_text(encoding="utf-8")
+    )["project"]
     citation = (APP_DIR / "CITATION.cff").read_text(encoding="utf-8")
     assert f"license: {project['license']}" in citation
     assert f"version: {project['version']}" in citation

@@ -147,7 +147,9 @@ def test_folder_that_cannot_take_the_place_leaves_the_old_one_whole(
     assert (old / "weights").read_text() == "old"
 
 
-def test_folder_that_another_process_put_there_meanwhile_stays_if_it_may(tmp_path: Path, old: Path) -> None:
+def test_folder_that_another_process_put_there_meanwhile_stays_if_it_may(
+    tmp_path: Path, old: Path
+) -> None:
     fill(old, keep=lambda: True)
     assert (old / "weights").read_text() == "old"
     fill(tmp_path / "another", keep=lambda: True)  # nothing stood there

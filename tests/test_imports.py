@@ -15,7 +15,12 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__in
 # the layer is a list. A room is a package or a module right below fedbt_app.
 LAYERS: list[list[str] | set[str]] = [
     ["errors", "choices", "files", "parts", "tensors"],  # the ground floor
-    {"codec", "encoders", "aggregation", "privacy"},  # what is done to tensors; what a family of models is
+    {
+        "codec",
+        "encoders",
+        "aggregation",
+        "privacy",
+    },  # what is done to tensors; what a family of models is
     {"tasks"},  # what is trained
     ["plan", "config"],  # what a run does
     {"model", "data"},  # what a client has
@@ -30,7 +35,15 @@ ROOMS = [room for layer in LAYERS for room in layer]
 # Where a library may be imported: a room, or one module of it.
 ALLOWED = {
     "flwr": {"wire", "server"},
-    "transformers": {"encoders", "model", "data", "tasks.base", "tasks.mlm", "tasks.classification", "tasks.ner"},
+    "transformers": {
+        "encoders",
+        "model",
+        "data",
+        "tasks.base",
+        "tasks.mlm",
+        "tasks.classification",
+        "tasks.ner",
+    },
     "peft": {"model"},
     "datasets": {"data"},
     "huggingface_hub": {"model.checkpoint"},
@@ -65,7 +78,9 @@ def room_of(module: str) -> str:
 
 def inner(path: Path) -> set[str]:
     """Return the rooms of the package that a file imports from, other than its own."""
-    names = (name.removeprefix("fedbt_app.") for name in imports(path) if name.startswith("fedbt_app."))
+    names = (
+        name.removeprefix("fedbt_app.") for name in imports(path) if name.startswith("fedbt_app.")
+    )
     return {room_of(name) for name in names} - {room_of(module_of(path))}
 
 
@@ -85,7 +100,9 @@ def test_every_room_has_one_layer() -> None:
 
 
 def test_imports_point_downwards() -> None:
-    upward = {module_of(path): sorted(inner(path) - reachable(room_of(module_of(path)))) for path in FILES}
+    upward = {
+        module_of(path): sorted(inner(path) - reachable(room_of(module_of(path)))) for path in FILES
+    }
     assert {module: rooms for module, rooms in upward.items() if rooms} == {}
 
 
@@ -97,7 +114,10 @@ def test_no_circle_among_the_modules_of_a_room() -> None:
             known
             for name in imports(path)
             if name.startswith("fedbt_app.")
-            for known in (name.removeprefix("fedbt_app."), name.removeprefix("fedbt_app.").rpartition(".")[0])
+            for known in (
+                name.removeprefix("fedbt_app."),
+                name.removeprefix("fedbt_app.").rpartition(".")[0],
+            )
             if known in modules and known != module
         }
         for module, path in modules.items()
@@ -134,8 +154,15 @@ def test_there_is_no_module_for_odds_and_ends() -> None:
 
 
 def test_command_line_starts_without_the_heavy_libraries() -> None:
-    for module in ("fedbt_app.config", "fedbt_app.plan", "fedbt_app.cli.main", "fedbt_app.cli.launch"):
+    for module in (
+        "fedbt_app.config",
+        "fedbt_app.plan",
+        "fedbt_app.cli.main",
+        "fedbt_app.cli.launch",
+    ):
         heavy = "{'torch', 'transformers', 'flwr', 'datasets', 'peft'}"
         script = f"import sys, {module}; print(*{heavy} & set(sys.modules))"
-        answer = subprocess.run([sys.executable, "-c", script], cwd=APP_DIR, capture_output=True, text=True, check=True)
+        answer = subprocess.run(
+            [sys.executable, "-c", script], cwd=APP_DIR, capture_output=True, text=True, check=True
+        )
         assert answer.stdout.split() == [], module

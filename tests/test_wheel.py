@@ -56,7 +56,12 @@ def lend(environment: Path) -> None:
     """
     python = environment / "bin" / "python"
     paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    site = environment / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    site = (
+        environment
+        / "lib"
+        / f"python{sys.version_info.major}.{sys.version_info.minor}"
+        / "site-packages"
+    )
     (site / "lent.pth").write_text("".join(f"{path}\n" for path in sorted(paths)))
     for script in [*BIN.glob("flwr*"), *BIN.glob("flower*")]:
         first, rest = script.read_text().split("\n", maxsplit=1)
@@ -71,7 +76,9 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
     made = Elsewhere(folder / "environment", folder / "elsewhere")
     made.folder.mkdir()
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    checked(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(APP_DIR))
+    checked(
+        *pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(APP_DIR)
+    )
     checked(sys.executable, "-m", "venv", "--without-pip", str(made.environment))
     (wheel,) = folder.glob("fedbt_app-*.whl")
     into = ["--python", str(made.environment / "bin" / "python")]
@@ -99,10 +106,18 @@ def test_commands_that_need_no_run_work_in_any_folder(elsewhere: Elsewhere) -> N
 
 
 def test_run_on_the_embedded_data_works_in_any_folder(elsewhere: Elsewhere) -> None:
-    small = ["num-rounds=1", "max-train-examples=32", "max-test-examples=16", "max-length=16", "device=cpu"]
+    small = [
+        "num-rounds=1",
+        "max-train-examples=32",
+        "max-test-examples=16",
+        "max-length=16",
+        "device=cpu",
+    ]
     elsewhere.run("fedbt", "run", "--clients", "2", *small, "output-dir=out")
     report = json.loads((elsewhere.folder / "out" / "report.json").read_text())
     assert [entry["clients"] for entry in report["rounds"]] == [2]
     assert (elsewhere.folder / "out" / "model" / "model.safetensors").is_file()
     (app,) = (elsewhere.folder / "home" / ".cache" / "fedbt" / "app").iterdir()
-    assert build_fab_from_disk(app) == build_fab_from_disk(APP_DIR)  # what every node gets, from here or from there
+    assert build_fab_from_disk(app) == build_fab_from_disk(
+        APP_DIR
+    )  # what every node gets, from here or from there

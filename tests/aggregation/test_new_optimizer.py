@@ -26,8 +26,13 @@ class Adagrad(ServerOptimizer):
         self._rate = rate
 
     def step(self, deltas: Tensors, memory: Tensors) -> tuple[Tensors, Tensors]:
-        seen = {name: memory.get(name, torch.zeros_like(delta)) + delta**2 for name, delta in deltas.items()}
-        return {name: self._rate * delta / (seen[name].sqrt() + 1e-3) for name, delta in deltas.items()}, seen
+        seen = {
+            name: memory.get(name, torch.zeros_like(delta)) + delta**2
+            for name, delta in deltas.items()
+        }
+        return {
+            name: self._rate * delta / (seen[name].sqrt() + 1e-3) for name, delta in deltas.items()
+        }, seen
 
 
 # -- what it gets for that -------------------------------------------------------------------------------------------
@@ -37,21 +42,35 @@ def test_a_toy_optimiser_goes_on_where_a_stopped_run_left_it(
     settings: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(OPTIMIZERS, "adagrad", lambda value, settings: Adagrad(float(value)))
-    small = {"max_train_examples": 36, "batch_size": 16, "num_rounds": 3, "min_replies": 2, "schedule": "-1"}
+    small = {
+        "max_train_examples": 36,
+        "batch_size": 16,
+        "num_rounds": 3,
+        "min_replies": 2,
+        "schedule": "-1",
+    }
 
     def run(folder: str, lose: bool, **changes: Any) -> dict[str, Any]:
         class Losing(LocalGrid):
             def answer(self, node: int, message: Any) -> Any:
-                lost = lose and message.metadata.group_id == "3" and message.metadata.message_type == "train"
+                lost = (
+                    lose
+                    and message.metadata.group_id == "3"
+                    and message.metadata.message_type == "train"
+                )
                 return None if lost else super().answer(node, message)
 
-        values = settings(**small, server_optimizer="adagrad:0.01", output_dir=str(tmp_path / folder), **changes)
+        values = settings(
+            **small, server_optimizer="adagrad:0.01", output_dir=str(tmp_path / folder), **changes
+        )
         return server_app.run(Losing(client_app.app, values, simulated(2)), RunConfig.load(values))
 
     whole = run("whole", lose=False)
     with pytest.raises(FedBTError, match="go on with"):
         run("stopped", lose=True, round_timeout=1.0)
     resumed = run("stopped", lose=False, resume=str(tmp_path / "stopped"))
-    models = [Path(report["model_dir"], "model.safetensors").read_bytes() for report in (whole, resumed)]
+    models = [
+        Path(report["model_dir"], "model.safetensors").read_bytes() for report in (whole, resumed)
+    ]
     assert models[0] == models[1]
     assert whole["final"] == resumed["final"]

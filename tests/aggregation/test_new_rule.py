@@ -29,7 +29,10 @@ class Median(Rule):
             self._deltas.setdefault(name, []).append(delta)
 
     def result(self) -> Tensors:
-        return {name: self._factor * torch.stack(own).median(dim=0).values for name, own in self._deltas.items()}
+        return {
+            name: self._factor * torch.stack(own).median(dim=0).values
+            for name, own in self._deltas.items()
+        }
 
 
 # -- what it gets for that -------------------------------------------------------------------------------------------
@@ -39,7 +42,12 @@ def test_a_toy_rule_is_chosen_by_name_and_takes_a_value(
     settings: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(RULES, "median", lambda value, settings: Median(float(value or 1)))
-    small = {"max_train_examples": 36, "batch_size": 16, "client_evaluation": "never", "num_rounds": 1}
+    small = {
+        "max_train_examples": 36,
+        "batch_size": 16,
+        "client_evaluation": "never",
+        "num_rounds": 1,
+    }
     mean = federate(settings(**small), simulated(3)).tensors
     median = federate(settings(**small, aggregation="median"), simulated(3)).tensors
     nothing = federate(settings(**small, aggregation="median:0"), simulated(3))

@@ -36,7 +36,10 @@ FIGURE = re.compile(r"(?<![\w.,-])[-+]?\d[\d,]*\.\d+(?![\w.])")
 
 def figures(text: str) -> list[str]:
     """Return the decimal numbers of a text, without what is code."""
-    return [figure.replace(",", "") for figure in FIGURE.findall(re.sub(r"```.*?```|`.*?`", "", text, flags=re.DOTALL))]
+    return [
+        figure.replace(",", "")
+        for figure in FIGURE.findall(re.sub(r"```.*?```|`.*?`", "", text, flags=re.DOTALL))
+    ]
 
 
 def not_in_the_tables(prose: str, tables: str) -> list[str]:
@@ -57,19 +60,26 @@ def test_figures_of_the_prose_stand_in_the_tables() -> None:
         tables, prose = marks.parted(section)
         assert not tables or not_in_the_tables(prose, tables) == [], section[:40]
     readme = (APP_DIR / "README.md").read_text(encoding="utf-8")
-    (section,) = [text for text in re.split(r"\n(?=## )", readme) if text.startswith("## What it is worth")]
+    (section,) = [
+        text for text in re.split(r"\n(?=## )", readme) if text.startswith("## What it is worth")
+    ]
     costs = (APP_DIR / "docs" / "costs.md").read_text(encoding="utf-8")
     assert not_in_the_tables(section, marks.parted(results + costs)[0]) == []
 
 
 def test_a_figure_of_the_prose_that_no_table_has_is_noticed() -> None:
     table = "| BERT-FL | 1,066.46 % | -0.65 (-2.2, +0.9) | 98.1 % |"
-    assert not_in_the_tables("66.5, -0.6, +0.8, -2.2 and 1.9 % below, `0.1`", table) == ["66.5", "+0.8"]
+    assert not_in_the_tables("66.5, -0.6, +0.8, -2.2 and 1.9 % below, `0.1`", table) == [
+        "66.5",
+        "+0.8",
+    ]
 
 
 @pytest.mark.parametrize("tables", paper_plots.CURVES, ids=lambda tables: tables[0])
 def test_every_curve_of_a_picture_has_a_colour_of_its_own(tables: tuple[str, ...]) -> None:
-    stored = [one for one in read_lines().values() if one["table"] in tables and len(one["curve"]) > 1]
+    stored = [
+        one for one in read_lines().values() if one["table"] in tables and len(one["curve"]) > 1
+    ]
     cells = paper_plots.shown(stored)
     assert 5 < len(cells) <= min(len(paper_plots.COLOURS), len(paper_plots.MARKERS))
 
@@ -84,7 +94,10 @@ def row(made: str, name: str) -> list[str]:
 
 
 def test_a_method_is_paired_with_full_training_of_the_same_seed() -> None:
-    full = [line("BERT-FL", 0.5 + seed / 10, seed=seed, train_flops=40, uplink_bytes=8) for seed in (1, 2, 3)]
+    full = [
+        line("BERT-FL", 0.5 + seed / 10, seed=seed, train_flops=40, uplink_bytes=8)
+        for seed in (1, 2, 3)
+    ]
     close = [
         line("FedBT", one["value"] + change, seed=one["seed"])
         for one, change in zip(full, (1e-3, 0, -1e-3), strict=True)
@@ -104,15 +117,30 @@ def test_a_method_is_paired_with_full_training_of_the_same_seed() -> None:
 
 
 def test_seconds_are_compared_on_one_processor_and_costs_over_the_same_seeds() -> None:
-    full = [line("BERT-FL", seed=seed, train_flops=40, client_seconds=4.0, cpu="old") for seed in (1, 2)]
-    ours = [line(seed=1, cpu="old"), line(seed=2, cpu="new"), line(seed=3, cpu="new", train_flops=1000)]
+    full = [
+        line("BERT-FL", seed=seed, train_flops=40, client_seconds=4.0, cpu="old") for seed in (1, 2)
+    ]
+    ours = [
+        line(seed=1, cpu="old"),
+        line(seed=2, cpu="new"),
+        line(seed=3, cpu="new", train_flops=1000),
+    ]
     *_, flops, up, down, seconds = row(paper_tables.comparison([*full, *ours]), "FedBT")
     assert (flops, up, down, seconds) == ("25.0 %", "100.0 %", "100.0 %", "25.0 %")
-    assert row(paper_tables.comparison([*full, *ours[1:]]), "FedBT")[-4:] == ["25.0 %", "100.0 %", "100.0 %", ""]
+    assert row(paper_tables.comparison([*full, *ours[1:]]), "FedBT")[-4:] == [
+        "25.0 %",
+        "100.0 %",
+        "100.0 %",
+        "",
+    ]
     assert row(paper_tables.comparison([*full, ours[2]]), "FedBT")[-5:] == [""] * 5
-    nameless = [{name: value for name, value in one.items() if name != "cpu"} for one in (*full, *ours)]
+    nameless = [
+        {name: value for name, value in one.items() if name != "cpu"} for one in (*full, *ours)
+    ]
     assert row(paper_tables.comparison(nameless), "FedBT")[-1] == ""
-    everywhere = [{**one, "dataset": name} for one in (*full, *ours[1:]) for name in ("notes", "letters")]
+    everywhere = [
+        {**one, "dataset": name} for one in (*full, *ours[1:]) for name in ("notes", "letters")
+    ]
     assert row(paper_tables.main_table([*everywhere, *full, ours[0]]), "FedBT")[-1] == "25.0 %"
 
 
@@ -143,11 +171,23 @@ def test_what_further_pre_training_is_worth_is_told_against_the_base_seed_by_see
 
 
 def test_each_plan_on_a_split_is_told_against_full_training_on_the_same_split() -> None:
-    splits = ("partitioner=dirichlet, dirichlet-alpha=0.1", "partitioner=size-skewed, partition-weights=1,3")
-    full = [line("BERT-FL", value, variant=split) for split, value in zip(splits, (0.5, 0.6), strict=True)]
-    ours = [line("FedBT", 0.7, variant=f"{plan}, {split}") for plan in ("paper", "own") for split in splits]
+    splits = (
+        "partitioner=dirichlet, dirichlet-alpha=0.1",
+        "partitioner=size-skewed, partition-weights=1,3",
+    )
+    full = [
+        line("BERT-FL", value, variant=split)
+        for split, value in zip(splits, (0.5, 0.6), strict=True)
+    ]
+    ours = [
+        line("FedBT", 0.7, variant=f"{plan}, {split}")
+        for plan in ("paper", "own")
+        for split in splits
+    ]
     made = paper_tables.skew([*full, *ours])
-    rows = [[cell.strip() for cell in text.strip("|").split("|")][1:] for text in made.splitlines()[2:]]
+    rows = [
+        [cell.strip() for cell in text.strip("|").split("|")][1:] for text in made.splitlines()[2:]
+    ]
     assert rows[:2] == [
         ["dirichlet, alpha=0.1", "50.00 % (1)", "paper", "70.00 % (1)", "+20.00"],
         ["size-skewed, 1,3", "60.00 % (1)", "paper", "70.00 % (1)", "+10.00"],

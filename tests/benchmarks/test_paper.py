@@ -40,11 +40,15 @@ def tuned() -> dict[Key, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
-def test_a_table_gives_runs_that_the_product_accepts(path: Path, tuned: dict[Key, dict[str, Any]]) -> None:
+def test_a_table_gives_runs_that_the_product_accepts(
+    path: Path, tuned: dict[Key, dict[str, Any]]
+) -> None:
     for job in read_table(path, tuned):
         assert not job.ablation or job.ablation in ablations.NAMES
         for stage in job.own_stages:
-            RunConfig.load(defaults() | stage.settings | {"dataset": "x", "min-clients": stage.clients})
+            RunConfig.load(
+                defaults() | stage.settings | {"dataset": "x", "min-clients": stage.clients}
+            )
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
@@ -60,7 +64,10 @@ def test_a_stored_line_was_run_with_the_settings_that_its_table_gives(path: Path
 def test_a_cell_is_run_again_when_its_table_or_its_tuning_changes() -> None:
     stages = tuple(cells.Stage(name, {"learning-rate": 0.1}, 6) for name in ("text", "notes"))
     job = cells.Job("finetune", "FedBT", "", 1, stages)
-    lines = [line(dataset=name, settings=values) for name, values in zip(("text", "notes"), job.runs(), strict=True)]
+    lines = [
+        line(dataset=name, settings=values)
+        for name, values in zip(("text", "notes"), job.runs(), strict=True)
+    ]
     done = {key_of(one): one for one in lines}
     assert job.is_done(done)
     assert not job.is_done({})
@@ -77,7 +84,8 @@ def test_a_cell_takes_the_settings_that_were_best_on_validation(tmp_path: Path) 
         '[datasets.notes.settings]\ntask = "ner"\n[[cells]]\nmethod = "head"\nsettings = { method = "head" }\n'
     )
     tried = [
-        line("head", value, table="tuning", variant=f"v{value}", tried={"learning-rate": value}) for value in (0.1, 0.3)
+        line("head", value, table="tuning", variant=f"v{value}", tried={"learning-rate": value})
+        for value in (0.1, 0.3)
     ]
     jobs = read_table(path, {key_of(one): one for one in tried})
     assert [job.seed for job in jobs] == [1, 2]
@@ -133,7 +141,9 @@ def test_a_killed_run_of_tables_leaves_no_cell_running(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, str(script), str(noted)]) as running:
         eventually(lambda: noted.exists() and noted.read_text() != "")
         running.kill()
-    command = Path(f"/proc/{noted.read_text()}/cmdline")  # empty when it has ended and nobody has asked how
+    command = Path(
+        f"/proc/{noted.read_text()}/cmdline"
+    )  # empty when it has ended and nobody has asked how
     eventually(lambda: not command.exists() or not command.read_bytes())
 
 
@@ -153,12 +163,18 @@ def test_later_stages_start_from_what_the_first_made_and_bare_ones_from_the_base
 
     def do(run: Any) -> dict[str, Any]:
         ran.append(run.values)
-        costs = dict.fromkeys(("train_flops", "uplink_bytes", "downlink_bytes", "client_seconds"), 1)
+        costs = dict.fromkeys(
+            ("train_flops", "uplink_bytes", "downlink_bytes", "client_seconds"), 1
+        )
         costs |= dict.fromkeys(("stock_flops", "same_flops", "peak_memory_bytes"), 1)
         scores = {"accuracy": 0.5}
-        return {"task": "classification", "cost": costs, "rounds": [], "initial": scores, "final": scores} | {
-            "reference": {"uplink_bytes": 1}
-        }
+        return {
+            "task": "classification",
+            "cost": costs,
+            "rounds": [],
+            "initial": scores,
+            "final": scores,
+        } | {"reference": {"uplink_bytes": 1}}
 
     monkeypatch.setattr(runner, "do", do)
     stages = tuple(cells.Stage(name, {}, 2) for name in ("first", "second", "third"))
@@ -167,13 +183,21 @@ def test_later_stages_start_from_what_the_first_made_and_bare_ones_from_the_base
     job = cells.Job("finetune", "FedBT", "", 1, stages, bare=bare)
     lines = runner.run_job(job, tmp_path / "data", None, tmp_path / "work", {})
     assert [Path(values["dataset"]).name for values in ran] == [one["dataset"] for one in lines]
-    assert [one["dataset"] for one in lines] == (["second", "third"] if bare else ["first", "second", "third"])
+    assert [one["dataset"] for one in lines] == (
+        ["second", "third"] if bare else ["first", "second", "third"]
+    )
     made = tmp_path / "work" / "finetune" / "first-FedBT--1" / "0" / "model"
-    assert [values["model"] for values in ran] == (["embedded"] * 2 if bare else ["embedded", str(made), str(made)])
+    assert [values["model"] for values in ran] == (
+        ["embedded"] * 2 if bare else ["embedded", str(made), str(made)]
+    )
 
 
-@given(st.sampled_from(sorted(ablations.ABLATIONS)), st.integers(2, 12), st.integers(0, 9), st.data())
-def test_ablations_plan_what_a_client_can_build(name: str, depth: int, round_: int, data: st.DataObject) -> None:
+@given(
+    st.sampled_from(sorted(ablations.ABLATIONS)), st.integers(2, 12), st.integers(0, 9), st.data()
+)
+def test_ablations_plan_what_a_client_can_build(
+    name: str, depth: int, round_: int, data: st.DataObject
+) -> None:
     local_depth = data.draw(st.integers(1, depth))
     plan = RunPlan(METHODS["fedbt"], TASKS["mlm"], depth, 10, PAPER, seed=1)
     made = ablations.Changed(plan, ablations.ABLATIONS[name]).round(round_, "a", local_depth)
@@ -184,10 +208,17 @@ def test_ablations_plan_what_a_client_can_build(name: str, depth: int, round_: i
 
 
 @pytest.mark.parametrize(
-    ("name", "rates"), [("", (1, 1, 1)), (ablations.HEAD_RATE, (1, 1, 10)), (ablations.BLOCK_RATES, (0.5, 1, 1))]
+    ("name", "rates"),
+    [("", (1, 1, 1)), (ablations.HEAD_RATE, (1, 1, 10)), (ablations.BLOCK_RATES, (0.5, 1, 1))],
 )
-def test_rates_are_those_of_each_tensor(name: str, rates: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("bert.encoder.layer.2.output.dense.weight", "bert.encoder.layer.3.output.dense.weight", "classifier.bias")
+def test_rates_are_those_of_each_tensor(
+    name: str, rates: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = (
+        "bert.encoder.layer.2.output.dense.weight",
+        "bert.encoder.layer.3.output.dense.weight",
+        "classifier.bias",
+    )
     trained = {tensor: torch.nn.Parameter(torch.zeros(1)) for tensor in names}
     local = SimpleNamespace(trained=trained, plan=RoundPlan(0, (0, 1, 2, 3), (2, 3)))
 
@@ -199,15 +230,24 @@ def test_rates_are_those_of_each_tensor(name: str, rates: tuple[float, ...], mon
     monkeypatch.setattr(train, "run", run)
     with ablations.ablated(name):
         train.run(local, [], None, TrainSettings(1, 1, 0.01, 0.0))  # type: ignore[arg-type]
-    steps = [-float(value) / 0.01 for value in trained.values()]  # AdamW's first step is its learning rate
+    steps = [
+        -float(value) / 0.01 for value in trained.values()
+    ]  # AdamW's first step is its learning rate
     assert steps == pytest.approx(rates, rel=1e-4)
     assert train.run is run
 
 
 def test_a_shallow_student_is_the_first_blocks_of_its_base(tiny_bert: Path, tmp_path: Path) -> None:
-    base, student = Checkpoint(tiny_bert), Checkpoint(students.shallow_student(str(tiny_bert), 2, tmp_path / "student"))
+    base, student = (
+        Checkpoint(tiny_bert),
+        Checkpoint(students.shallow_student(str(tiny_bert), 2, tmp_path / "student")),
+    )
     assert (base.architecture.depth, student.architecture.depth) == (4, 2)
-    shapes = student.architecture.embeddings() | student.architecture.block(0) | student.architecture.block(1)
+    shapes = (
+        student.architecture.embeddings()
+        | student.architecture.block(0)
+        | student.architecture.block(1)
+    )
     assert all(student.tensor(name).equal(base.tensor(name)) for name in shapes)
     assert "bert.encoder.layer.2.output.dense.weight" not in student
     assert student.tokenizer()("a word")["input_ids"] == base.tokenizer()("a word")["input_ids"]

@@ -41,8 +41,17 @@ def test_checkout_is_the_app_itself() -> None:
 def test_app_of_a_wheel_holds_the_package_and_what_flower_wants_beside_it(unpacked: Path) -> None:
     folder = app_folder.app_folder()
     assert folder.name.startswith("9.9-")
-    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    names = [*app_folder.BESIDE, "fedbt_app/__init__.py", "fedbt_app/config.py", "fedbt_app/cli/main.py"]
+    found = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    names = [
+        *app_folder.BESIDE,
+        "fedbt_app/__init__.py",
+        "fedbt_app/config.py",
+        "fedbt_app/cli/main.py",
+    ]
     assert found == {name: (APP_DIR / name).read_bytes() for name in names}
     assert list(folder.parent.iterdir()) == [folder]
 
@@ -58,7 +67,9 @@ def test_app_is_laid_out_once_for_each_content(unpacked: Path) -> None:
     assert (other / "fedbt_app" / "config.py").read_text() == "other"
 
 
-def test_app_that_cannot_be_written_whole_is_not_there_at_all(unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_app_that_cannot_be_written_whole_is_not_there_at_all(
+    unpacked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write = Path.write_bytes
 
     def full(path: Path, content: bytes) -> int:
@@ -72,7 +83,9 @@ def test_app_that_cannot_be_written_whole_is_not_there_at_all(unpacked: Path, mo
     assert list((app_folder.default_cache_folder() / "app").iterdir()) == []
 
 
-def test_app_that_another_process_laid_out_first_is_taken(unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_app_that_another_process_laid_out_first_is_taken(
+    unpacked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rename = Path.rename
 
     def second(path: Path, target: Path) -> Path:
@@ -85,7 +98,9 @@ def test_app_that_another_process_laid_out_first_is_taken(unpacked: Path, monkey
     assert list(folder.parent.iterdir()) == [folder]
 
 
-def test_wheel_without_what_flower_wants_is_one_line(unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wheel_without_what_flower_wants_is_one_line(
+    unpacked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Installed, "read_text", lambda self, name: None)
     with pytest.raises(FedBTError, match=r"lacks pyproject\.toml: install it again"):
         app_folder.app_folder()

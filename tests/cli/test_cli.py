@@ -54,12 +54,32 @@ def test_plan_gives_the_published_share_of_bytes(
     capsys: pytest.CaptureFixture[str], task: list[str], share: str
 ) -> None:
     assert main(["plan", "--arch", "bert-base", *task, "--num-rounds", "10", "codec=float32"]) == 0
-    assert f"bytes each way with codec=float32: {share} of full-model averaging" in capsys.readouterr().out
+    assert (
+        f"bytes each way with codec=float32: {share} of full-model averaging"
+        in capsys.readouterr().out
+    )
 
 
 def test_plan_counts_the_bytes_of_the_codec(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--arch", "bert-base", "--task", "mlm", "--num-rounds", "10", "codec=int4+zstd"]) == 0
-    assert "bytes each way with codec=int4+zstd before zstd: 1.00 % of full-model" in capsys.readouterr().out
+    assert (
+        main(
+            [
+                "plan",
+                "--arch",
+                "bert-base",
+                "--task",
+                "mlm",
+                "--num-rounds",
+                "10",
+                "codec=int4+zstd",
+            ]
+        )
+        == 0
+    )
+    assert (
+        "bytes each way with codec=int4+zstd before zstd: 1.00 % of full-model"
+        in capsys.readouterr().out
+    )
 
 
 def test_plan_of_full_training_is_the_whole(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +88,22 @@ def test_plan_of_full_training_is_the_whole(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_plan_lists_every_round_with_its_blocks(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--arch", "bert-base", "--task", "mlm", "--num-rounds", "10", "--local-depth", "6"]) == 0
+    assert (
+        main(
+            [
+                "plan",
+                "--arch",
+                "bert-base",
+                "--task",
+                "mlm",
+                "--num-rounds",
+                "10",
+                "--local-depth",
+                "6",
+            ]
+        )
+        == 0
+    )
     rows = re.findall(r"^ *(\d+) +(\S.*?) \+ head +(\d+) ", capsys.readouterr().out, re.MULTILINE)
     assert [int(row[0]) for row in rows] == list(range(1, 11))
     assert [row[1] for row in rows] == ["0", "0", "0", "0", "0", "1", "1", "1", "2", "3"]
@@ -84,7 +119,9 @@ def test_plan_of_a_known_architecture_needs_no_model_on_disk(
     assert "embedded model is not installed" in refusal(capsys, "plan")
 
 
-def test_plan_reads_the_dimensions_of_a_model_folder(capsys: pytest.CaptureFixture[str], tiny_bert: Path) -> None:
+def test_plan_reads_the_dimensions_of_a_model_folder(
+    capsys: pytest.CaptureFixture[str], tiny_bert: Path
+) -> None:
     assert main(["plan", f"model={tiny_bert}", "task=classification", "num-rounds=2"]) == 0
     output = capsys.readouterr().out
     assert "3 + head" in output
@@ -130,7 +167,9 @@ def test_unknown_key_is_one_line_with_a_suggestion(capsys: pytest.CaptureFixture
     assert "unknown config key 'learning_rate' (did you mean 'learning-rate'?)" in line
 
 
-def test_unknown_key_in_the_file_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_unknown_key_in_the_file_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     (tmp_path / "bad.toml").write_text("rounds = 3\n")
     assert "'rounds'" in refusal(capsys, "plan", "--config", str(tmp_path / "bad.toml"))
 
@@ -140,19 +179,27 @@ def test_word_that_is_no_assignment_is_one_line(capsys: pytest.CaptureFixture[st
 
 
 def test_badly_typed_value_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "num-rounds must be a whole number, not 'ten'" in refusal(capsys, "plan", "--num-rounds", "ten")
+    assert "num-rounds must be a whole number, not 'ten'" in refusal(
+        capsys, "plan", "--num-rounds", "ten"
+    )
 
 
-def test_missing_config_file_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_missing_config_file_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     line = refusal(capsys, "plan", "--config", str(tmp_path / "none.toml"))
     assert "none.toml: No such file" in line
 
 
-def test_folder_as_config_file_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_folder_as_config_file_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert "is a directory" in refusal(capsys, "plan", "--config", str(tmp_path)).lower()
 
 
-@pytest.mark.parametrize("content", [b"task = mlm", b"\xff\xfe\x00", b"[[["], ids=["unquoted", "binary", "brackets"])
+@pytest.mark.parametrize(
+    "content", [b"task = mlm", b"\xff\xfe\x00", b"[[["], ids=["unquoted", "binary", "brackets"]
+)
 def test_config_file_that_is_no_toml_is_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes
 ) -> None:
@@ -164,7 +211,9 @@ def test_no_clients_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--clients 0" in refusal(capsys, "run", "--clients", "0")
 
 
-def test_report_of_a_folder_without_one_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_report_of_a_folder_without_one_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert "report.json does not exist" in refusal(capsys, "report", str(tmp_path))
 
 
@@ -194,17 +243,28 @@ def findings(**changes: Any) -> dict[str, tuple[bool, str]]:
     return {one.subject: (one.ok, one.detail) for one in examine(RunConfig.load(values))}
 
 
-def test_doctor_finds_nothing_wrong_with_a_good_set_up(tiny_bert: Path, site_data: Path, tmp_path: Path) -> None:
-    found = findings(model=str(tiny_bert), dataset=str(site_data), cache_dir=str(tmp_path / "cache"), device="cpu")
+def test_doctor_finds_nothing_wrong_with_a_good_set_up(
+    tiny_bert: Path, site_data: Path, tmp_path: Path
+) -> None:
+    found = findings(
+        model=str(tiny_bert),
+        dataset=str(site_data),
+        cache_dir=str(tmp_path / "cache"),
+        device="cpu",
+    )
     assert {subject: detail for subject, (ok, detail) in found.items() if not ok} == {}
     assert "4 blocks, hidden 32" in found["model"][1]
     assert "train.jsonl" in found["data"][1]
 
 
-def test_doctor_names_a_broken_model_and_a_missing_data_path_each_on_its_own(tmp_path: Path) -> None:
+def test_doctor_names_a_broken_model_and_a_missing_data_path_each_on_its_own(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "config.json").write_text("{}")
     missing = str(tmp_path / "none" / "train.jsonl")
-    found = findings(model=str(tmp_path), dataset=missing, cache_dir=str(tmp_path / "cache"), device="cuda:77")
+    found = findings(
+        model=str(tmp_path), dataset=missing, cache_dir=str(tmp_path / "cache"), device="cuda:77"
+    )
     assert not found["model"][0]
     assert "model type" in found["model"][1]
     assert not found["data"][0]
@@ -224,14 +284,23 @@ def test_doctor_names_a_cache_folder_that_cannot_be_written(tmp_path: Path) -> N
 def test_doctor_exits_with_1_and_marks_what_failed(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_bert: Path
 ) -> None:
-    code = main(["doctor", f"model={tiny_bert}", f"dataset={tmp_path / 'none.csv'}", f"cache-dir={tmp_path / 'cache'}"])
+    code = main(
+        [
+            "doctor",
+            f"model={tiny_bert}",
+            f"dataset={tmp_path / 'none.csv'}",
+            f"cache-dir={tmp_path / 'cache'}",
+        ]
+    )
     lines = capsys.readouterr().out.splitlines()
     assert code == 1
     assert any(line.startswith("FAIL data: no such file") for line in lines)
     assert any(line.startswith("ok   model: ") for line in lines)
 
 
-def test_doctor_reads_the_requirements_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reads_the_requirements_of_what_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Installed:
         requires: ClassVar = ["psutil>=6", "pandas>=99; extra == 'dev'", "torch>=99"]
 
@@ -253,7 +322,11 @@ def fake_flwr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
     def make(output: str, status: str = "finished:completed", listing: str | None = None) -> Path:
         (tmp_path / "output").write_text(output)
-        answer = json.dumps({"runs": [{"run-id": "77", "status": status}]}) if listing is None else listing
+        answer = (
+            json.dumps({"runs": [{"run-id": "77", "status": status}]})
+            if listing is None
+            else listing
+        )
         (tmp_path / "listing").write_text(answer)
         script = tmp_path / "flwr"
         script.write_text(
@@ -274,14 +347,19 @@ STARTED = "Successfully started run 77\n"
 
 
 def launched(
-    tmp_path: Path, shown: list[str] | None = None, verbose: bool = False, superlink: str | None = None
+    tmp_path: Path,
+    shown: list[str] | None = None,
+    verbose: bool = False,
+    superlink: str | None = None,
 ) -> Any:
     values = defaults() | {"output-dir": str(tmp_path / "out"), "labels": 'a "b",c\U0001f600'}
     return launch.run(values, 3, superlink, verbose, (shown if shown is not None else []).append)
 
 
 def test_completed_run_gives_its_folder_and_shows_only_our_lines(fake_flwr: Fake) -> None:
-    tmp_path = fake_flwr(STARTED + "INFO : starting\nINFO :      fedbt: round 1/2: 3 clients\nray noise\n")
+    tmp_path = fake_flwr(
+        STARTED + "INFO : starting\nINFO :      fedbt: round 1/2: 3 clients\nray noise\n"
+    )
     shown: list[str] = []
     assert launched(tmp_path, shown) == tmp_path / "out"
     assert shown == ["round 1/2: 3 clients"]
@@ -300,7 +378,10 @@ def test_run_hands_over_every_setting_and_the_number_of_clients(fake_flwr: Fake)
     tmp_path = fake_flwr(STARTED)
     launched(tmp_path)
     written = tomllib.loads((tmp_path / "run.toml").read_text())
-    assert written == defaults() | {"output-dir": str(tmp_path / "out"), "labels": 'a "b",c\U0001f600'}
+    assert written == defaults() | {
+        "output-dir": str(tmp_path / "out"),
+        "labels": 'a "b",c\U0001f600',
+    }
     first, second = (tmp_path / "calls").read_text().splitlines()
     assert first.startswith("run ")
     assert "num-supernodes=3" in first
@@ -329,7 +410,9 @@ def test_simulated_clients_get_their_share_of_the_gpus(
     )
 
 
-def test_remote_run_names_the_superlink_and_gives_no_folder(fake_flwr: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remote_run_names_the_superlink_and_gives_no_folder(
+    fake_flwr: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tmp_path = fake_flwr(STARTED)
     monkeypatch.setenv("FLWR_HOME", "/home/me/flower")  # where the name is looked up
     assert launched(tmp_path, superlink="clinic") is None
@@ -338,11 +421,17 @@ def test_remote_run_names_the_superlink_and_gives_no_folder(fake_flwr: Fake, mon
     assert "num-supernodes" not in first
     assert second.startswith("ls clinic ")
     for command in ("run", "ls"):
-        assert "FLWR_HOME=/home/me/flower" in (tmp_path / f"environment-{command}").read_text().splitlines()
+        assert (
+            "FLWR_HOME=/home/me/flower"
+            in (tmp_path / f"environment-{command}").read_text().splitlines()
+        )
 
 
 def test_failed_run_raises_the_reason_that_the_server_gave(fake_flwr: Fake) -> None:
-    output = STARTED + "ERROR :   fedbt: error: no client can take part: disk full\nERROR : SystemExit: 1\n"
+    output = (
+        STARTED
+        + "ERROR :   fedbt: error: no client can take part: disk full\nERROR : SystemExit: 1\n"
+    )
     tmp_path = fake_flwr(output, status="finished:failed")
     with pytest.raises(FedBTError, match=r"^no client can take part: disk full$"):
         launched(tmp_path)
@@ -356,11 +445,15 @@ def test_failed_run_without_a_reason_names_its_status_and_how_to_go_on(fake_flwr
 
 
 def test_error_of_one_client_does_not_fail_a_run_that_completed(fake_flwr: Fake) -> None:
-    tmp_path = fake_flwr(STARTED + "ERROR : fedbt: error: no space on client-2\nINFO : fedbt: done\n")
+    tmp_path = fake_flwr(
+        STARTED + "ERROR : fedbt: error: no space on client-2\nINFO : fedbt: done\n"
+    )
     assert launched(tmp_path) == tmp_path / "out"
 
 
-@pytest.mark.parametrize("listing", ["", "no json", "{}", '{"runs": []}', "[]", '{"runs": [3]}', "null"])
+@pytest.mark.parametrize(
+    "listing", ["", "no json", "{}", '{"runs": []}', "[]", '{"runs": [3]}', "null"]
+)
 def test_unreadable_status_is_a_failure(fake_flwr: Fake, listing: str) -> None:
     tmp_path = fake_flwr(STARTED, listing=listing)
     with pytest.raises(FedBTError, match="run 77 ended as unknown"):
@@ -373,12 +466,16 @@ def test_run_that_did_not_start_says_why(fake_flwr: Fake) -> None:
         launched(tmp_path)
 
 
-def test_command_of_a_failed_run_exits_with_1_and_one_line(fake_flwr: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_of_a_failed_run_exits_with_1_and_one_line(
+    fake_flwr: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
     tmp_path = fake_flwr(STARTED + "fedbt: error: disk full\n", status="finished:failed")
     assert "disk full" in refusal(capsys, "run", f"output-dir={tmp_path / 'out'}", "--clients", "1")
 
 
-def test_run_of_one_client_does_not_wait_for_two(fake_flwr: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_of_one_client_does_not_wait_for_two(
+    fake_flwr: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
     tmp_path = fake_flwr(STARTED, status="finished:failed")
     main(["run", "--clients", "1", f"output-dir={tmp_path / 'out'}"])
     assert "min-clients = 1\n" in (tmp_path / "run.toml").read_text()
@@ -387,18 +484,36 @@ def test_run_of_one_client_does_not_wait_for_two(fake_flwr: Fake, capsys: pytest
 @pytest.fixture
 def stopped(tmp_path: Path, settings: Callable[..., dict[str, Any]]) -> Path:
     """Write the snapshot of a run of 3 clients that did no round; returns its output folder."""
-    config = RunConfig.load(settings(output_dir=str(tmp_path / "stopped"), min_clients=3, learning_rate=1.0))
+    config = RunConfig.load(
+        settings(output_dir=str(tmp_path / "stopped"), min_clients=3, learning_rate=1.0)
+    )
     progress = Progress("0" * 32, ("a", "b"), 3, "f" * 64, {}, Outcome(), [], {})
     Snapshot(config.output_folder).store(config, progress)
     return config.output_folder
 
 
-def test_resumed_run_has_the_settings_and_the_clients_of_the_stopped_one(fake_flwr: Fake, stopped: Path) -> None:
+def test_resumed_run_has_the_settings_and_the_clients_of_the_stopped_one(
+    fake_flwr: Fake, stopped: Path
+) -> None:
     import tomllib
 
     tmp_path = fake_flwr(STARTED, status="finished:failed")
-    main(["run", "--resume", str(stopped), "learning-rate=1", "round-timeout=9", "--min-clients", "2"])
-    expected = Snapshot(stopped).settings | {"resume": str(stopped), "round-timeout": 9.0, "min-clients": 2}
+    main(
+        [
+            "run",
+            "--resume",
+            str(stopped),
+            "learning-rate=1",
+            "round-timeout=9",
+            "--min-clients",
+            "2",
+        ]
+    )
+    expected = Snapshot(stopped).settings | {
+        "resume": str(stopped),
+        "round-timeout": 9.0,
+        "min-clients": 2,
+    }
     assert tomllib.loads((tmp_path / "run.toml").read_text()) == expected
     assert "num-supernodes=3" in (tmp_path / "calls").read_text()
 
@@ -406,7 +521,10 @@ def test_resumed_run_has_the_settings_and_the_clients_of_the_stopped_one(fake_fl
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["num-rounds=9"], "num-rounds=9 but the run in .*stopped has num-rounds=2: drop num-rounds"),
+        (
+            ["num-rounds=9"],
+            "num-rounds=9 but the run in .*stopped has num-rounds=2: drop num-rounds",
+        ),
         (["output-dir=elsewhere"], "output-dir=/.*/elsewhere but"),
         (["--clients", "4"], "--clients 4 but the run in .*stopped has 3: drop --clients"),
         (["num_rounds=2"], "unknown config key 'num_rounds'"),
@@ -418,11 +536,15 @@ def test_setting_that_contradicts_the_stopped_run_is_one_line(
     assert re.search(named, refusal(capsys, "run", "--resume", str(stopped), *arguments))
 
 
-def test_resuming_where_no_run_was_stopped_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_resuming_where_no_run_was_stopped_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert "holds no stopped run" in refusal(capsys, "run", f"resume={tmp_path}")
 
 
-def test_remote_run_is_resumed_by_the_settings_given(fake_flwr: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+def test_remote_run_is_resumed_by_the_settings_given(
+    fake_flwr: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
     tmp_path = fake_flwr(STARTED)
     assert main(["run", "--superlink", "clinic", "--resume", "/srv/run1", "num-rounds=9"]) == 0
     assert 'resume = "/srv/run1"\n' in (tmp_path / "run.toml").read_text()
@@ -430,7 +552,9 @@ def test_remote_run_is_resumed_by_the_settings_given(fake_flwr: Fake, capsys: py
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_command_stops_the_run_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+def test_interrupted_command_stops_the_run_and_says_how_to_go_on(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     script = tmp_path / "flwr"
     script.write_text(
         f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\nif [ "$1" = run ]; then echo "{STARTED}"; echo "fedbt: round 1"; '
@@ -448,7 +572,9 @@ def test_interrupted_command_stops_the_run_and_says_how_to_go_on(tmp_path: Path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # tests in the background ignore interrupts
+        preexec_fn=lambda: signal.signal(
+            number, signal.SIG_DFL
+        ),  # tests in the background ignore interrupts
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "round 1\n"
@@ -484,13 +610,20 @@ def test_local_paths_become_absolute_and_names_stay(tmp_path: Path) -> None:
     assert resolved["output-dir"] == str(tmp_path / "out")
     assert resolved["cache-dir"] == ""
     assert resolved["pool-dir"] == str(Path.home() / "p")
-    assert {name: resolved[name] for name in ("task", "reference")} == {"task": "classification", "reference": ""}
+    assert {name: resolved[name] for name in ("task", "reference")} == {
+        "task": "classification",
+        "reference": "",
+    }
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *(("model", "embedded"), ("model", "bert-base-uncased"), ("model", "google-bert/bert-base-uncased")),
+        *(
+            ("model", "embedded"),
+            ("model", "bert-base-uncased"),
+            ("model", "google-bert/bert-base-uncased"),
+        ),
         *(("dataset", "embedded"), ("dataset", "none"), ("dataset", "org/data")),
     ],
 )

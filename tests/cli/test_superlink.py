@@ -46,7 +46,11 @@ def test_two_checkouts_have_a_superlink_each_and_stopping_one_leaves_the_other(
     assert process.environ()[superlink.KEEP_ENVIRONMENT] == "1"
     family = [process, *process.children(recursive=True)]
     assert superlink.stop(one) == [first]
-    assert [member for member in family if member.is_running() and member.status() != psutil.STATUS_ZOMBIE] == []
+    assert [
+        member
+        for member in family
+        if member.is_running() and member.status() != psutil.STATUS_ZOMBIE
+    ] == []
     assert superlink.running(one) is None
     assert superlink.running(other) == second
     assert superlink.stop_all() == [second]
@@ -66,7 +70,9 @@ def test_process_that_was_given_an_old_id_is_neither_used_nor_ended() -> None:
     assert innocent.returncode == 0
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"pid": 1}', '{"pid": "x", "port": 1, "app": ""}', "\x00"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"pid": 1}', '{"pid": "x", "port": 1, "app": ""}', "\x00"]
+)
 def test_unreadable_record_is_that_of_no_superlink(content: str) -> None:
     folder = superlink.settings_folder()
     folder.mkdir(parents=True)
@@ -74,7 +80,9 @@ def test_unreadable_record_is_that_of_no_superlink(content: str) -> None:
     assert superlink.running(folder) is None
 
 
-def test_superlink_that_ends_at_once_is_one_line_with_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_superlink_that_ends_at_once_is_one_line_with_its_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(superlink, "script", lambda name: "/bin/false")
     with pytest.raises(FedBTError, match=r"did not start: see .*superlink\.log$"):
         superlink.start()
@@ -86,14 +94,18 @@ def test_missing_superlink_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path
         superlink.start()
 
 
-def test_home_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_home_that_cannot_be_written_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     with pytest.raises(FedBTError, match="set HOME"):
         superlink.start()
 
 
-def test_only_the_simulation_has_settings_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_simulation_has_settings_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FLWR_HOME", "/home/me/flower")
     assert superlink.environment(None)["FLWR_HOME"] == "/home/me/flower"
     assert superlink.environment(tmp_path)["FLWR_HOME"] == str(tmp_path)

@@ -32,7 +32,9 @@ def plans_of(method: str, task: Task) -> list[RoundPlan]:
     return RunPlan(METHODS[method], task, SMALL.depth, 1 + scheduled, "1;-1").rounds()
 
 
-def test_the_count_is_the_formulas_number_for_every_task_and_method_with_and_without_a_cached_prefix() -> None:
+def test_the_count_is_the_formulas_number_for_every_task_and_method_with_and_without_a_cached_prefix() -> (
+    None
+):
     for name, method, fused in product(LABELS, METHODS, (False, True)):
         task, labels = TASKS[name], len(LABELS[name])
         counts, formulas = (

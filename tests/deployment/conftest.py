@@ -19,7 +19,9 @@ NODES = ("alice", "bob", "carol", "stranger")
 def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a certificate authority, the SuperLink's certificate and the nodes' keys."""
     folder = tmp_path_factory.mktemp("certs")
-    subprocess.run([str(DEPLOY / "make_certs.sh"), *NODES], env=os.environ | {"CERTS": str(folder)}, check=True)
+    subprocess.run(
+        [str(DEPLOY / "make_certs.sh"), *NODES], env=os.environ | {"CERTS": str(folder)}, check=True
+    )
     return folder
 
 
@@ -64,7 +66,11 @@ def small_disk() -> Iterator[Callable[[Path, str], None]]:
 def note(kind: str, name: str, seen: Any) -> None:
     """Add what was seen to the book that OBSERVED names, if it names one."""
     if file := os.environ.get("OBSERVED"):
-        book = json.loads(Path(file).read_text()) if Path(file).exists() else {"faults": {}, "wire": {}}
+        book = (
+            json.loads(Path(file).read_text())
+            if Path(file).exists()
+            else {"faults": {}, "wire": {}}
+        )
         book[kind][name] = seen
         Path(file).write_text(json.dumps(book, indent=2) + "\n")
 
@@ -74,7 +80,11 @@ def observe() -> Callable[..., None]:
     """Return a function that notes what a fault led to."""
 
     def fault(name: str, outcome: str, line: str = "", seconds: float = 0.0) -> None:
-        note("faults", name, {"outcome": outcome, "log": without_folders(line), "seconds": round(seconds)})
+        note(
+            "faults",
+            name,
+            {"outcome": outcome, "log": without_folders(line), "seconds": round(seconds)},
+        )
 
     return fault
 

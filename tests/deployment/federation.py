@@ -52,7 +52,11 @@ class Service:
         self.log = log
         with log.open("ab") as file:
             self.process = psutil.Popen(
-                command, cwd=APP_DIR, env=ENVIRONMENT | environment, stdout=file, stderr=subprocess.STDOUT
+                command,
+                cwd=APP_DIR,
+                env=ENVIRONMENT | environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
             )
 
     def text(self) -> str:
@@ -87,7 +91,12 @@ class Node(Service):
     """A SuperNode with its own key, data and state folder; `inside` names the network namespace it is in."""
 
     def __init__(
-        self, federation: "Federation", name: str, environment: Mapping[str, str], flags: list[str], inside: str = ""
+        self,
+        federation: "Federation",
+        name: str,
+        environment: Mapping[str, str],
+        flags: list[str],
+        inside: str = "",
     ) -> None:
         self.name, self.state = name, federation.folder / name
         self._environment = {"STATE": str(self.state)} | environment
@@ -106,7 +115,9 @@ class Node(Service):
 
     def app(self) -> psutil.Process:
         """Return the running client app, once there is one."""
-        return eventually(f"a client app of {self.name}", lambda: self.descendants("flwr-clientapp"))[0]
+        return eventually(
+            f"a client app of {self.name}", lambda: self.descendants("flwr-clientapp")
+        )[0]
 
     def training(self) -> psutil.Process:
         """Return the client app once it trains: its frozen-prefix cache is there then."""
@@ -149,7 +160,9 @@ class Run(Service):
         self._federation = federation
         pairs = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
         super().__init__(
-            federation.folder / f"run{number}.log", [str(DEPLOY / "admin.sh"), "submit", *pairs], federation.admin
+            federation.folder / f"run{number}.log",
+            [str(DEPLOY / "admin.sh"), "submit", *pairs],
+            federation.admin,
         )
 
     def finish(self, timeout: float = PATIENCE) -> Finished:
@@ -165,17 +178,36 @@ class Federation:
     """A SuperLink and its nodes, all below one folder."""
 
     def __init__(
-        self, folder: Path, certs: Path, settings: Callable[..., dict[str, Any]], data: Path, listen: str = "127.0.0.1"
+        self,
+        folder: Path,
+        certs: Path,
+        settings: Callable[..., dict[str, Any]],
+        data: Path,
+        listen: str = "127.0.0.1",
     ) -> None:
-        self.folder, self.certs, self._settings, self._data, self._listen = folder, certs, settings, data, listen
+        self.folder, self.certs, self._settings, self._data, self._listen = (
+            folder,
+            certs,
+            settings,
+            data,
+            listen,
+        )
         self.address = f"127.0.0.1:{free_port()}"
-        self.admin = {"SUPERLINK": self.address, "CERTS": str(certs), "STATE": str(folder / "admin")}
+        self.admin = {
+            "SUPERLINK": self.address,
+            "CERTS": str(certs),
+            "STATE": str(folder / "admin"),
+        }
         self._stack, self._runs = ExitStack(), 0
         self.link = self.start_link()
 
     def start_link(self) -> Service:
         host, port = self.address.split(":")
-        environment = {"LISTEN": f"{self._listen}:{port}", "CERTS": str(self.certs), "STATE": str(self.folder / "link")}
+        environment = {
+            "LISTEN": f"{self._listen}:{port}",
+            "CERTS": str(self.certs),
+            "STATE": str(self.folder / "link"),
+        }
         link = Service(self.folder / "link.log", [str(DEPLOY / "superlink.sh")], environment)
         self._stack.callback(link.kill)
 
@@ -191,7 +223,12 @@ class Federation:
         """Run deploy/admin.sh; returns what it printed."""
         command = [str(DEPLOY / "admin.sh"), *words]
         done = subprocess.run(
-            command, cwd=APP_DIR, env=ENVIRONMENT | self.admin, capture_output=True, text=True, check=False
+            command,
+            cwd=APP_DIR,
+            env=ENVIRONMENT | self.admin,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -200,11 +237,23 @@ class Federation:
         self.administer("register", *(str(self.certs / f"{name}.pub") for name in names))
 
     def node(
-        self, name: str, *flags: str, data: Path | None = None, settings: str = "", inside: str = "", **environment: str
+        self,
+        name: str,
+        *flags: str,
+        data: Path | None = None,
+        settings: str = "",
+        inside: str = "",
+        **environment: str,
     ) -> Node:
         """Start a SuperNode, in the network namespace `inside` if there is one; `environment` is for supernode.sh."""
-        environment = {"SUPERLINK": self.address, "CERTS": str(self.certs), "SETTINGS": settings} | environment
-        node = Node(self, name, environment | {"DATA": str(data or self._data)}, list(flags), inside)
+        environment = {
+            "SUPERLINK": self.address,
+            "CERTS": str(self.certs),
+            "SETTINGS": settings,
+        } | environment
+        node = Node(
+            self, name, environment | {"DATA": str(data or self._data)}, list(flags), inside
+        )
         self._stack.callback(node.kill)
         return node
 

@@ -19,7 +19,9 @@ def test_a_node_with_another_ca_or_an_unknown_key_stays_outside_and_the_run_goes
     federation: Federation, observe: Observe, tmp_path: Path
 ) -> None:
     foreign = tmp_path / "foreign"
-    subprocess.run([DEPLOY / "make_certs.sh", "bob"], env=os.environ | {"CERTS": str(foreign)}, check=True)
+    subprocess.run(
+        [DEPLOY / "make_certs.sh", "bob"], env=os.environ | {"CERTS": str(foreign)}, check=True
+    )
     federation.node("alice")
     deceived = federation.node("bob", "--max-retries", "2", CERTS=str(foreign))
     unknown = federation.node("stranger", "--max-retries", "2")
@@ -29,9 +31,15 @@ def test_a_node_with_another_ca_or_an_unknown_key_stays_outside_and_the_run_goes
     assert done.refused == []
     for node in (deceived, unknown):
         assert node.process.wait(120) != 0
-    certificate = next(line for line in deceived.text().splitlines() if "CERTIFICATE_VERIFY_FAILED" in line)
-    refusal = next(line for line in unknown.text().splitlines() if "Failed to activate SuperNode" in line)
-    observe("node with a wrong certificate", "never connects; the run goes on without it", certificate)
+    certificate = next(
+        line for line in deceived.text().splitlines() if "CERTIFICATE_VERIFY_FAILED" in line
+    )
+    refusal = next(
+        line for line in unknown.text().splitlines() if "Failed to activate SuperNode" in line
+    )
+    observe(
+        "node with a wrong certificate", "never connects; the run goes on without it", certificate
+    )
     observe("node with an unregistered key", "never connects; the run goes on without it", refusal)
 
 
@@ -48,7 +56,11 @@ def test_a_node_with_another_base_is_left_out_with_the_reason(
     assert done.status == 0, done.log
     assert done.clients == [1, 1]
     assert [round_ for round_, _ in done.refused] == [0]
-    observe("node with a wrong base model", "left out of the run; the others go on", done.line("another base", "bob"))
+    observe(
+        "node with a wrong base model",
+        "left out of the run; the others go on",
+        done.line("another base", "bob"),
+    )
 
 
 TAMPERED = """
@@ -96,11 +108,15 @@ def tampered(folder: Path, patches: str) -> str:
     return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def test_a_delta_that_is_not_finite_is_not_used(federation: Federation, observe: Observe, tmp_path: Path) -> None:
+def test_a_delta_that_is_not_finite_is_not_used(
+    federation: Federation, observe: Observe, tmp_path: Path
+) -> None:
     broken = "'fedbt_app.model.local_model': not_a_number"
     federation.node("alice")
     honest = federation.node("bob", PYTHONPATH=tampered(tmp_path / "broken", f"{{{broken}}}"))
-    unchecked = f"{{{broken}, 'fedbt_app.codec.codec': unchecked, 'fedbt_app.client.client': unchecked}}"
+    unchecked = (
+        f"{{{broken}, 'fedbt_app.codec.codec': unchecked, 'fedbt_app.client.client': unchecked}}"
+    )
     sent = federation.node("carol", PYTHONPATH=tampered(tmp_path / "unchecked", unchecked))
     done = federation.submit(num_rounds=1, min_clients=3).finish()
     assert done.status == 0, done.log
@@ -110,4 +126,8 @@ def test_a_delta_that_is_not_finite_is_not_used(federation: Federation, observe:
     line = done.line("round 1:", "carol")
     assert "fedbt: error" in honest.text()
     assert "fedbt: error" not in sent.text()  # its NaN went out, and the server saw it
-    observe("message from a node with a NaN delta", "dropped; an honest client does not even send one", line)
+    observe(
+        "message from a node with a NaN delta",
+        "dropped; an honest client does not even send one",
+        line,
+    )

@@ -12,7 +12,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 Observe = Callable[..., None]
 
 
-def test_a_damaged_pool_is_sent_again(federation: Federation, observe: Observe, many_rows: Path) -> None:
+def test_a_damaged_pool_is_sent_again(
+    federation: Federation, observe: Observe, many_rows: Path
+) -> None:
     federation.node("alice", data=many_rows)
     bob = federation.node("bob")
     run = federation.submit(num_rounds=3)
@@ -25,11 +27,18 @@ def test_a_damaged_pool_is_sent_again(federation: Federation, observe: Observe, 
     assert done.status == 0, done.log
     assert done.clients == [2, 2, 2]
     assert done.refused == []
-    observe("corrupt pool", "sent again in the same round; nothing is lost", done.line("round 3:", "bob"))
+    observe(
+        "corrupt pool",
+        "sent again in the same round; nothing is lost",
+        done.line("round 3:", "bob"),
+    )
 
 
 def test_a_full_disk_under_the_pool_costs_rounds_until_there_is_room(
-    federation: Federation, observe: Observe, many_rows: Path, small_disk: Callable[[Path, str], None]
+    federation: Federation,
+    observe: Observe,
+    many_rows: Path,
+    small_disk: Callable[[Path, str], None],
 ) -> None:
     pools = federation.folder / "bob" / "pools"
     small_disk(pools, "16k")  # no part of the model fits
@@ -46,7 +55,11 @@ def test_a_full_disk_under_the_pool_costs_rounds_until_there_is_room(
     line = done.line("round 2:", "bob")
     assert "No space left on device" in line
     assert bob.process.is_running()
-    observe("disk full while writing the pool", "left out until there is room; no half-written file", line)
+    observe(
+        "disk full while writing the pool",
+        "left out until there is room; no half-written file",
+        line,
+    )
 
 
 def test_replaced_data_is_read_anew_and_broken_data_costs_its_round(
@@ -70,7 +83,11 @@ def test_replaced_data_is_read_anew_and_broken_data_costs_its_round(
     assert "108 examples" in done.line("round 1/3: bob")
     assert "54 examples" in done.line("round 3/3: bob")
     line = done.line("round 2:", "bob")
-    observe("data file replaced between rounds", "new rows count from the next message; broken ones are refused", line)
+    observe(
+        "data file replaced between rounds",
+        "new rows count from the next message; broken ones are refused",
+        line,
+    )
 
 
 def test_two_runs_on_the_same_nodes_do_not_mix(federation: Federation, observe: Observe) -> None:

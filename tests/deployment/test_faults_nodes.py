@@ -29,7 +29,12 @@ def test_a_client_app_killed_in_training_costs_its_round_and_no_more(
     assert done.clients == [1, 2]
     assert done.refused == [(1, "bob")]
     line = done.line("round 1:", "bob")
-    observe("client app killed in training", "the round counts the others; it takes part in the next", line, seconds)
+    observe(
+        "client app killed in training",
+        "the round counts the others; it takes part in the next",
+        line,
+        seconds,
+    )
 
 
 @pytest.mark.parametrize("keeps_state", [True, False], ids=["with its state", "without its state"])
@@ -83,12 +88,21 @@ def test_a_node_too_slow_misses_the_round_and_its_late_reply_is_ignored(
     assert done.refused == [(1, "bob")]
     line = done.line("round 1:", "bob")
     assert "round-timeout" in line
-    first, second = ([line for line in done.log if f"round {n}/2: bob: loss" in line] for n in (1, 2))
+    first, second = (
+        [line for line in done.log if f"round {n}/2: bob: loss" in line] for n in (1, 2)
+    )
     assert (len(first), len(second)) == (0, 1)
-    observe("node too slow (round-timeout=55)", "the round ends without it, its late reply is dropped", line, seconds)
+    observe(
+        "node too slow (round-timeout=55)",
+        "the round ends without it, its late reply is dropped",
+        line,
+        seconds,
+    )
 
 
-def test_a_superlink_restarted_between_runs_finds_its_nodes_again(federation: Federation, observe: Observe) -> None:
+def test_a_superlink_restarted_between_runs_finds_its_nodes_again(
+    federation: Federation, observe: Observe
+) -> None:
     federation.node("alice")
     federation.node("bob")
     assert federation.submit(num_rounds=1).finish().status == 0
@@ -101,4 +115,8 @@ def test_a_superlink_restarted_between_runs_finds_its_nodes_again(federation: Fe
     done = run.finish()
     assert done.status == 0, done.log
     assert done.clients == [2]
-    observe("SuperLink killed and restarted between runs", "nodes reconnect by themselves", seconds=seconds)
+    observe(
+        "SuperLink killed and restarted between runs",
+        "nodes reconnect by themselves",
+        seconds=seconds,
+    )

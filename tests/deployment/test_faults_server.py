@@ -50,7 +50,9 @@ def gone_on_with(federation: Federation, fault: Callable[[], None]) -> tuple[str
     return run.text().splitlines()[-1], seconds
 
 
-def test_a_server_app_killed_between_rounds_is_gone_on_with(federation: Federation, observe: Observe) -> None:
+def test_a_server_app_killed_between_rounds_is_gone_on_with(
+    federation: Federation, observe: Observe
+) -> None:
     def kill_the_app() -> None:
         [app] = federation.link.descendants("flwr-serverapp")
         app.kill()
@@ -88,11 +90,19 @@ def test_a_superlink_killed_in_a_run_and_restarted_with_its_database_goes_on(
 
     said, seconds = gone_on_with(federation, restart_the_link)
     outcome = "nodes reconnect by themselves; the run goes on to the same model bit for bit"
-    observe("SuperLink killed in a run, restarted with its database, run resumed", outcome, said, seconds)
+    observe(
+        "SuperLink killed in a run, restarted with its database, run resumed",
+        outcome,
+        said,
+        seconds,
+    )
 
 
 def test_a_full_disk_under_a_snapshot_stops_the_run_and_leaves_the_one_before(
-    federation: Federation, observe: Observe, small_disk: Callable[[Path, str], None], tmp_path: Path
+    federation: Federation,
+    observe: Observe,
+    small_disk: Callable[[Path, str], None],
+    tmp_path: Path,
 ) -> None:
     disk = tmp_path / "disk"
     small_disk(disk, "8m")

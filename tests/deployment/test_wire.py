@@ -35,7 +35,10 @@ class Host:
     def counters(self) -> dict[str, int]:
         """Return bytes and packets that came from the host (rx) and went to it (tx)."""
         folder = Path("/sys/class/net") / self.cable / "statistics"
-        return {name: int((folder / name).read_text()) for name in ("rx_bytes", "rx_packets", "tx_bytes", "tx_packets")}
+        return {
+            name: int((folder / name).read_text())
+            for name in ("rx_bytes", "rx_packets", "tx_bytes", "tx_packets")
+        }
 
 
 @pytest.fixture
@@ -61,7 +64,10 @@ def hosts() -> Iterator[list[Host]]:
 @pytest.fixture
 def wide_certs(hosts: list[Host], tmp_path: Path) -> Path:
     """Make a certificate for the addresses under which the hosts reach the SuperLink."""
-    folder, names = tmp_path / "wide-certs", ",".join(["127.0.0.1", *(host.address for host in hosts)])
+    folder, names = (
+        tmp_path / "wide-certs",
+        ",".join(["127.0.0.1", *(host.address for host in hosts)]),
+    )
     environment = os.environ | {"CERTS": str(folder), "SERVER_NAMES": names}
     subprocess.run([str(DEPLOY / "make_certs.sh"), *NODES], env=environment, check=True)
     return folder
@@ -81,7 +87,9 @@ def test_the_ledger_agrees_with_the_interface_within_5_percent_and_the_stated_ov
     observe_wire: Callable[..., None],
 ) -> None:
     (tmp_path / "federation").mkdir()
-    federation = Federation(tmp_path / "federation", wide_certs, settings, site_data, listen="0.0.0.0")
+    federation = Federation(
+        tmp_path / "federation", wide_certs, settings, site_data, listen="0.0.0.0"
+    )
     try:
         federation.register("alice", "bob")
         for name, host in zip(NODES, hosts, strict=False):
@@ -91,7 +99,9 @@ def test_the_ledger_agrees_with_the_interface_within_5_percent_and_the_stated_ov
         time.sleep(IDLE_SECONDS)
         idle = total(hosts)
         begin = time.monotonic()
-        done = federation.submit(num_rounds=3, model="embedded", client_evaluation="final").finish(600)
+        done = federation.submit(num_rounds=3, model="embedded", client_evaluation="final").finish(
+            600
+        )
         seconds, after = time.monotonic() - begin, total(hosts)
     finally:
         federation.close()
@@ -99,7 +109,13 @@ def test_the_ledger_agrees_with_the_interface_within_5_percent_and_the_stated_ov
     assert done.clients == [2, 2, 2]
     assert done.report is not None
     cost = done.report["cost"]
-    names = ("uplink_bytes", "downlink_bytes", "first_contact_bytes", "catch_up_bytes", "evaluation_bytes")
+    names = (
+        "uplink_bytes",
+        "downlink_bytes",
+        "first_contact_bytes",
+        "catch_up_bytes",
+        "evaluation_bytes",
+    )
     ledger = sum(cost[name] for name in names)
 
     moved = {name: after[name] - idle[name] for name in after}

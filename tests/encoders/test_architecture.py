@@ -47,7 +47,9 @@ def test_bert_base_has_the_published_parameter_counts() -> None:
     assert count(base.model(HeadKind.SEQUENCE, 13)) == 109_492_237
 
 
-def test_every_tensor_of_the_stock_model_is_listed_with_its_shape_in_the_part_that_it_belongs_to() -> None:
+def test_every_tensor_of_the_stock_model_is_listed_with_its_shape_in_the_part_that_it_belongs_to() -> (
+    None
+):
     parts = {EMBEDDINGS, HEAD, *(f"block.{index}" for index in range(TINY.depth))}
     for head in STOCK:
         shapes = stock_shapes(head, 5)

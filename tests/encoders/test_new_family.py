@@ -67,7 +67,9 @@ class DistilBert(Encoder):
         return layer.output_layer_norm(layer.ffn(attended) + attended)
 
     def masked_lm(self, module: Any, states: torch.Tensor) -> torch.Tensor:
-        return module.vocab_projector(module.vocab_layer_norm(module.activation(module.vocab_transform(states))))
+        return module.vocab_projector(
+            module.vocab_layer_norm(module.activation(module.vocab_transform(states)))
+        )
 
     def sequence(self, module: Any, states: torch.Tensor) -> torch.Tensor:
         return module.classifier(module.dropout(torch.relu(module.pre_classifier(states))))
@@ -94,7 +96,12 @@ def tiny_distilbert(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_bert)
     torch.manual_seed(0)
     config = transformers.DistilBertConfig(
-        vocab_size=len(tokenizer), dim=32, n_layers=4, n_heads=4, hidden_dim=64, max_position_embeddings=64
+        vocab_size=len(tokenizer),
+        dim=32,
+        n_layers=4,
+        n_heads=4,
+        hidden_dim=64,
+        max_position_embeddings=64,
     )
     transformers.DistilBertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -105,13 +112,20 @@ def weights_of(folder: Path, task: str) -> Weights:
     checkpoint = Checkpoint(folder)
     spec = ModelSpec(TASKS[task], LABELS[task], dropout=0.0, lora_rank=2)
     bare = Weights(checkpoint, lambda part: {}, spec)
-    made = {part: new_tensors(bare.lacking(part), seed=1) for part in (HEAD, *(f"adapter.{i}" for i in range(4)))}
+    made = {
+        part: new_tensors(bare.lacking(part), seed=1)
+        for part in (HEAD, *(f"adapter.{i}" for i in range(4)))
+    }
     return Weights(checkpoint, lambda part: made.get(part, {}), spec)
 
 
 def batch_of(task: str) -> Batch:
     ids = torch.randint(5, 20, (3, 16), generator=torch.Generator().manual_seed(0))
-    positions = torch.zeros(3, 1, dtype=torch.int64) if task == "classification" else torch.tensor([[1, 4, 9]] * 3)
+    positions = (
+        torch.zeros(3, 1, dtype=torch.int64)
+        if task == "classification"
+        else torch.tensor([[1, 4, 9]] * 3)
+    )
     return Batch(ids, None, positions, torch.ones_like(positions))
 
 
@@ -130,8 +144,14 @@ def test_the_exact_step_is_that_of_the_stock_model(tiny_distilbert: Path, task: 
     assert torch.allclose(found, wanted, atol=1e-5)
 
 
-def test_every_method_trains_what_it_says_and_its_flops_are_counted_without_weights(tiny_distilbert: Path) -> None:
-    shape = {"mlm": StepShape(3, 16, 3), "classification": StepShape(3, 16, 1), "ner": StepShape(3, 16, 3)}
+def test_every_method_trains_what_it_says_and_its_flops_are_counted_without_weights(
+    tiny_distilbert: Path,
+) -> None:
+    shape = {
+        "mlm": StepShape(3, 16, 3),
+        "classification": StepShape(3, 16, 1),
+        "ner": StepShape(3, 16, 3),
+    }
     for task in LABELS:
         weights = weights_of(tiny_distilbert, task)
         architecture = weights.checkpoint.architecture
@@ -140,7 +160,9 @@ def test_every_method_trains_what_it_says_and_its_flops_are_counted_without_weig
         for method in METHODS.values():
             plan = RunPlan(method, TASKS[task], 4, 2, "paper").round(0)
             local = build(weights, plan)
-            assert {architecture.encoder.part_of(name) for name in local.trained} == set(plan.trained_parts)
+            assert {architecture.encoder.part_of(name) for name in local.trained} == set(
+                plan.trained_parts
+            )
             with DispatchCounter() as counter:
                 forward.loss(local, batch_of(task)).backward()
             assert counter.total == model.step_flops(plan, shape[task]), (task, method)
@@ -152,9 +174,15 @@ def test_a_toy_family_runs_reports_and_exports(
     for task in LABELS:
         output = tmp_path / task
         values = settings(
-            task=task, model=str(tiny_distilbert), max_train_examples=24, num_rounds=1, output_dir=str(output)
+            task=task,
+            model=str(tiny_distilbert),
+            max_train_examples=24,
+            num_rounds=1,
+            output_dir=str(output),
         )
-        report = server_app.run(LocalGrid(client_app.app, values, simulated(2)), RunConfig.load(values))
+        report = server_app.run(
+            LocalGrid(client_app.app, values, simulated(2)), RunConfig.load(values)
+        )
         assert not report["refused"]
         assert report["cost"]["stock_flops"] > report["cost"]["train_flops"] > 0
         exported = STOCK[task].from_pretrained(output / "model")
@@ -162,4 +190,6 @@ def test_a_toy_family_runs_reports_and_exports(
         assert exported.config.dropout == 0.1
         changed = exported.state_dict()["distilbert.transformer.layer.0.ffn.lin1.weight"]
         base = Checkpoint(tiny_distilbert).tensor("distilbert.transformer.layer.0.ffn.lin1.weight")
-        assert torch.equal(changed, base) == (task != "mlm")  # whose published order begins with block 0
+        assert torch.equal(changed, base) == (
+            task != "mlm"
+        )  # whose published order begins with block 0

@@ -64,7 +64,9 @@ def mapped_file(tensor: torch.Tensor) -> str:
         span, _, _, _, _, *file = line.split(maxsplit=5)
         begin, end = (int(value, 16) for value in span.split("-"))
         if begin <= tensor.data_ptr() < end:
-            return next((name for name in file if name.startswith("/")), "")  # others are [heap] and the like
+            return next(
+                (name for name in file if name.startswith("/")), ""
+            )  # others are [heap] and the like
     return ""
 
 
@@ -84,13 +86,21 @@ def test_all_tensors_are_views_of_the_copy_with_the_values_of_the_source(
         assert mapped_file(tensor) == str(copy), name
 
 
-def test_frozen_tensors_of_a_built_model_are_views_of_the_copy(base: Callable[..., Path], place: Path) -> None:
-    weights = Weights(Checkpoint(base(torch.bfloat16), place), lambda part: {}, ModelSpec("ner", ("O",)))
+def test_frozen_tensors_of_a_built_model_are_views_of_the_copy(
+    base: Callable[..., Path], place: Path
+) -> None:
+    weights = Weights(
+        Checkpoint(base(torch.bfloat16), place), lambda part: {}, ModelSpec("ner", ("O",))
+    )
     head = {name: torch.zeros(shape) for name, shape in weights.lacking("head").items()}
     weights = Weights(weights.checkpoint, lambda part: head if part == "head" else {}, weights.spec)
     module = build(weights, whole_plan(weights)).module
     [copy] = copies(place)
-    files = {name: mapped_file(value) for name, value in module.named_parameters() if name.startswith("bert.")}
+    files = {
+        name: mapped_file(value)
+        for name, value in module.named_parameters()
+        if name.startswith("bert.")
+    }
     assert len(files) > 60
     assert set(files.values()) == {str(copy)}
 
@@ -104,7 +114,9 @@ def test_float32_is_read_where_it_is_whatever_integers_stand_beside_it(
     assert not place.exists()
 
 
-def test_identities_are_those_of_the_source_and_its_values(base: Callable[..., Path], place: Path) -> None:
+def test_identities_are_those_of_the_source_and_its_values(
+    base: Callable[..., Path], place: Path
+) -> None:
     folder = base(torch.float16)
     with_cache, without = Checkpoint(folder, place), Checkpoint(folder)
     for _ in range(2):  # made, and found
@@ -113,10 +125,14 @@ def test_identities_are_those_of_the_source_and_its_values(base: Callable[..., P
         with_cache = Checkpoint(folder, place)
 
 
-def test_source_that_was_replaced_has_another_copy(base: Callable[..., Path], place: Path, stored: Tensors) -> None:
+def test_source_that_was_replaced_has_another_copy(
+    base: Callable[..., Path], place: Path, stored: Tensors
+) -> None:
     folder = base(torch.float16)
     Checkpoint(folder, place).tensor(NAME)
-    save_file({name: (value + 1).half() for name, value in stored.items()}, folder / "model.safetensors")
+    save_file(
+        {name: (value + 1).half() for name, value in stored.items()}, folder / "model.safetensors"
+    )
     wanted = (stored[NAME.removeprefix("bert.")] + 1).half().float()
     assert torch.equal(Checkpoint(folder, place).tensor(NAME), wanted)
 
@@ -136,7 +152,11 @@ def test_server_and_all_clients_share_one_copy(
     base: Callable[..., Path], settings: Callable[..., dict[str, Any]], place: Path
 ) -> None:
     values = settings(
-        model=str(base(torch.float16)), cache_dir=str(place), num_rounds=1, max_train_examples=24, max_test_examples=8
+        model=str(base(torch.float16)),
+        cache_dir=str(place),
+        num_rounds=1,
+        max_train_examples=24,
+        max_test_examples=8,
     )
     server_app.run(LocalGrid(client_app.app, values, simulated(2)), RunConfig.load(values))
     assert len(copies(place)) == 1
@@ -182,7 +202,9 @@ def test_copies_used_last_are_kept(base: Callable[..., Path], place: Path) -> No
     assert not by_base[1].exists()
 
 
-def test_copy_that_others_crowd_out_while_it_is_used_is_done_without(base: Callable[..., Path], place: Path) -> None:
+def test_copy_that_others_crowd_out_while_it_is_used_is_done_without(
+    base: Callable[..., Path], place: Path
+) -> None:
     checkpoint = Checkpoint(base(torch.float16), place)
     before = checkpoint.tensor(NAME)
     [copy] = copies(place)
@@ -209,7 +231,11 @@ def test_damaged_copy_is_made_anew_and_what_a_killed_writer_left_is_dropped(
 
 
 def test_full_disk_leaves_no_half_copy_and_is_told_in_one_line(
-    base: Callable[..., Path], place: Path, stored: Tensors, monkeypatch: pytest.MonkeyPatch, flower_log: list[str]
+    base: Callable[..., Path],
+    place: Path,
+    stored: Tensors,
+    monkeypatch: pytest.MonkeyPatch,
+    flower_log: list[str],
 ) -> None:
     def half(path: Path, *_: Any) -> None:
         path.write_bytes(b"half")

@@ -33,7 +33,10 @@ class Clip(Mechanism):
 
     def on_client(self, deltas: dict[str, Tensors]) -> dict[str, Tensors]:
         scale = self._scale(tensor for own in deltas.values() for tensor in own.values())
-        return {part: {name: scale * tensor for name, tensor in own.items()} for part, own in deltas.items()}
+        return {
+            part: {name: scale * tensor for name, tensor in own.items()}
+            for part, own in deltas.items()
+        }
 
     def on_server(self, deltas: Tensors) -> Tensors:
         self.memory["seen"] += 1
@@ -56,14 +59,23 @@ def clip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MECHANISMS, "clip", lambda value, settings: Clip(float(value)))
 
 
-SMALL: dict[str, Any] = {"max_train_examples": 36, "batch_size": 16, "num_rounds": 1, "client_evaluation": "never"}
+SMALL: dict[str, Any] = {
+    "max_train_examples": 36,
+    "batch_size": 16,
+    "num_rounds": 1,
+    "client_evaluation": "never",
+}
 
 
-def test_a_toy_mechanism_treats_deltas_on_both_sides(settings: Callable[..., dict[str, Any]], clip: None) -> None:
+def test_a_toy_mechanism_treats_deltas_on_both_sides(
+    settings: Callable[..., dict[str, Any]], clip: None
+) -> None:
     run = federate(settings(**SMALL, privacy="clip:0.01"), simulated(3))
     for message in run.grid.received:
         for part, encoded in (
-            (read_reply(message).deltas or {}).items() if message.metadata.message_type == "train" else ()
+            (read_reply(message).deltas or {}).items()
+            if message.metadata.message_type == "train"
+            else ()
         ):
             sent = decode(encoded.arrays, encoded.header, run.rounds.weights.shapes(part))
             assert norm_of(sent.values()) <= 0.0101
@@ -72,7 +84,9 @@ def test_a_toy_mechanism_treats_deltas_on_both_sides(settings: Callable[..., dic
     assert any(not torch.equal(free[name], run.tensors[name]) for name in free)
 
 
-def test_none_is_on_by_default_and_one_that_is_none_is_refused(settings: Callable[..., dict[str, Any]]) -> None:
+def test_none_is_on_by_default_and_one_that_is_none_is_refused(
+    settings: Callable[..., dict[str, Any]],
+) -> None:
     assert mechanisms(RunConfig.load(settings())) == []
     with pytest.raises(FedBTError, match=r"^privacy=cloak is not one of"):
         RunConfig.load(settings(privacy="cloak:1"))
@@ -92,4 +106,6 @@ def test_what_a_mechanism_remembers_is_in_the_snapshot_and_comes_back(
     values |= {"resume": values["output-dir"], "round-timeout": 60.0}
     config = RunConfig.load(values)
     assert Snapshot(Path(values["output-dir"])).load(config).mechanisms == [{"seen": 2}]
-    assert len(server_app.run(LocalGrid(client_app.app, values, simulated(2)), config)["rounds"]) == 2
+    assert (
+        len(server_app.run(LocalGrid(client_app.app, values, simulated(2)), config)["rounds"]) == 2
+    )

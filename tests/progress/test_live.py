@@ -55,10 +55,16 @@ SCORES = Metrics(train_loss=1.5, accuracy=0.25)
             RoundDone(1, 1, 1.0, Blocks(), Metrics(), 0.0, 0.0, 0.0),
             "round 1/1 done in 1.0 s: blocks none, no central test set, 0.00 MB up, 0.00 MB down, 0.00 TFLOP",
         ),
-        (LeftOut(3, "clinic-b", "disk full: [Errno 28]"), "round 3: clinic-b is left out: disk full: [Errno 28]"),
+        (
+            LeftOut(3, "clinic-b", "disk full: [Errno 28]"),
+            "round 3: clinic-b is left out: disk full: [Errno 28]",
+        ),
         (LeftOut(3, "clinic-b", ""), "round 3: clinic-b is left out: "),
         (BeforeTraining(SCORES), "before training: train_loss 1.5000, accuracy 0.2500"),
-        (HeldOut(7, SCORES), "on 7 held-out rows at the clients: train_loss 1.5000, accuracy 0.2500"),
+        (
+            HeldOut(7, SCORES),
+            "on 7 held-out rows at the clients: train_loss 1.5000, accuracy 0.2500",
+        ),
         (
             WentOn(2, 6, 1.5, 2.0, 3.0),
             "goes on after round 2/6: 1.50 TFLOP, 2.00 MB up, 3.00 MB down until then",
@@ -140,7 +146,9 @@ def test_the_view_shows_the_current_round_and_what_the_run_cost_so_far(clock: Cl
     assert "6.25 TFLOP, 13.50 MB up, 20.00 MB down" in text
     assert "train_loss 2.0000, accuracy 0.1000 -> 0.6000" in text
     assert "round 2: 1 of 3 clients replied" in text
-    assert ["clinic-[red]a", "0.5000", "1,200", "1.25", "3.50", "12.5"] in [line.split() for line in text.splitlines()]
+    assert ["clinic-[red]a", "0.5000", "1,200", "1.25", "3.50", "12.5"] in [
+        line.split() for line in text.splitlines()
+    ]
     assert ["clinic-b", "left", "out"] in [line.split() for line in text.splitlines()]
 
 
@@ -163,9 +171,17 @@ def test_a_resumed_run_begins_at_its_round(clock: Clock) -> None:
 
 def test_a_repeated_round_starts_its_replies_anew_but_not_its_time(clock: Clock) -> None:
     done = RoundDone(1, 2, 30.0, Blocks([0]), Metrics(), 1.0, 1.0, 1.0)
-    view = fed(clock, RoundBegan(1, 2, 2), done, RoundBegan(2, 2, 2), Replied(2, 2, "a", 1.0, 1, 1.0, 1.0, 1.0))
+    view = fed(
+        clock,
+        RoundBegan(1, 2, 2),
+        done,
+        RoundBegan(2, 2, 2),
+        Replied(2, 2, "a", 1.0, 1, 1.0, 1.0, 1.0),
+    )
     clock.now += 20
-    view("round 2: 1 of 2 clients gave a usable reply, min-replies=2: the round is repeated (1 of 3)")
+    view(
+        "round 2: 1 of 2 clients gave a usable reply, min-replies=2: the round is repeated (1 of 3)"
+    )
     view(str(RoundBegan(2, 2, 2)))
     assert "0 of 2 clients replied" in drawn(view)
     assert "0:00:10 to go" in drawn(view)
@@ -238,11 +254,16 @@ def test_a_finished_run_says_so(clock: Clock) -> None:
 
 
 def test_the_view_and_tensorboard_follow_a_whole_run(
-    settings: Callable[..., dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture, clock: Clock
+    settings: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    clock: Clock,
 ) -> None:
     values = settings(output_dir=str(tmp_path / "out"), tensorboard=True, num_rounds=2)
     with caplog.at_level(logging.INFO, logger="flwr"):
-        report = server_app.run(LocalGrid(client_app.app, values, simulated(2)), RunConfig.load(values))
+        report = server_app.run(
+            LocalGrid(client_app.app, values, simulated(2)), RunConfig.load(values)
+        )
     lines = [line.removeprefix("fedbt: ") for line in caplog.messages if line.startswith("fedbt: ")]
     events = [type(event) for event in map(read, lines) if event]
     trained = [RoundBegan, Replied, Replied]
@@ -317,7 +338,9 @@ def test_a_resumed_run_goes_on_in_tensorboard_and_a_new_one_starts_over(tmp_path
     assert [path.name for path in (tmp_path / tracking.FOLDER).iterdir()] == ["mine.txt"]
 
 
-def test_missing_tensorboard_is_one_line_and_drops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tensorboard_is_one_line_and_drops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tracking.board(tmp_path, True, None)(entry(1, 1.0))
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(FedBTError, match=r"pip install 'fedbt-app\[tensorboard\]'"):
@@ -332,7 +355,9 @@ def test_unusable_folder_is_one_line(tmp_path: Path) -> None:
         tracking.board(tmp_path, True, None)
 
 
-def test_a_resumed_run_may_turn_tensorboard_on(tmp_path: Path, settings: Callable[..., dict[str, Any]]) -> None:
+def test_a_resumed_run_may_turn_tensorboard_on(
+    tmp_path: Path, settings: Callable[..., dict[str, Any]]
+) -> None:
     values = settings(output_dir=str(tmp_path / "out"))
     config = RunConfig.load(values)
     snapshot = Snapshot(config.output_folder)

@@ -62,9 +62,13 @@ def test_mlm_export_fills_masks_in_a_stock_pipeline(small: Settings) -> None:
     assert all(0 < answer["score"] <= 1 for answer in answers)
 
 
-def test_classification_export_answers_with_label_names_in_a_stock_pipeline(small: Settings) -> None:
+def test_classification_export_answers_with_label_names_in_a_stock_pipeline(
+    small: Settings,
+) -> None:
     report = run(small(task="classification"))
-    (answers,) = transformers.pipeline("text-classification", model=report["model_dir"], top_k=None)([SENTENCE])
+    (answers,) = transformers.pipeline(
+        "text-classification", model=report["model_dir"], top_k=None
+    )([SENTENCE])
     assert {answer["label"] for answer in answers} == LABELS["classification"]
     assert sum(answer["score"] for answer in answers) == pytest.approx(1.0, abs=1e-5)
 
@@ -85,9 +89,13 @@ def test_predictions_of_the_export_equal_those_of_the_global_model(
 ) -> None:
     rounds = federate(small(task=task, method=method, learning_rate=1e-2), simulated(2)).rounds
     folder = export(tmp_path / "model", rounds.weights, "card")
-    tokens = transformers.AutoTokenizer.from_pretrained(folder)(SENTENCE, return_tensors="pt")["input_ids"]
+    tokens = transformers.AutoTokenizer.from_pretrained(folder)(SENTENCE, return_tensors="pt")[
+        "input_ids"
+    ]
     everywhere = (
-        torch.arange(tokens.shape[1])[None] if task != "classification" else torch.zeros(1, 1, dtype=torch.int64)
+        torch.arange(tokens.shape[1])[None]
+        if task != "classification"
+        else torch.zeros(1, 1, dtype=torch.int64)
     )
     local = build(rounds.weights, untrained_plan(4))
     local.module.eval()
@@ -97,7 +105,9 @@ def test_predictions_of_the_export_equal_those_of_the_global_model(
     torch.testing.assert_close(theirs.reshape(ours.shape), ours, rtol=1e-5, atol=1e-6)
 
 
-def test_export_holds_the_tensors_of_the_global_model_bit_for_bit(small: Settings, tmp_path: Path) -> None:
+def test_export_holds_the_tensors_of_the_global_model_bit_for_bit(
+    small: Settings, tmp_path: Path
+) -> None:
     result = federate(small(task="classification"), simulated(2))
     export(tmp_path / "model", result.rounds.weights, "card")
     stored = load_file(tmp_path / "model" / "model.safetensors")
@@ -106,13 +116,19 @@ def test_export_holds_the_tensors_of_the_global_model_bit_for_bit(small: Setting
 
 
 @pytest.mark.parametrize("method", ["lora", "fedbt-lora"])
-def test_adapters_are_merged_into_the_export(small: Settings, tmp_path: Path, tiny_bert: Path, method: str) -> None:
-    rounds = federate(small(method=method, lora_rank=2, lora_alpha=6.0, learning_rate=1e-2), simulated(2)).rounds
+def test_adapters_are_merged_into_the_export(
+    small: Settings, tmp_path: Path, tiny_bert: Path, method: str
+) -> None:
+    rounds = federate(
+        small(method=method, lora_rank=2, lora_alpha=6.0, learning_rate=1e-2), simulated(2)
+    ).rounds
     export(tmp_path / "model", rounds.weights, "card")
     stored, base = load_file(tmp_path / "model" / "model.safetensors"), Checkpoint(tiny_bert)
     assert [name for name in stored if "lora" in name] == []
     adapted = [part for part in rounds.state.states() if part.startswith("adapter.")]
-    assert adapted == [f"adapter.{index}" for index in ((0, 1, 2, 3) if method == "lora" else (3, 2))]
+    assert adapted == [
+        f"adapter.{index}" for index in ((0, 1, 2, 3) if method == "lora" else (3, 2))
+    ]
     for part in adapted:
         tensors = rounds.state.tensors(part)
         for name in tensors:
@@ -120,7 +136,9 @@ def test_adapters_are_merged_into_the_export(small: Settings, tmp_path: Path, ti
                 stem = name.removesuffix(".lora_A.weight")
                 learned = 6.0 / 2 * tensors[f"{stem}.lora_B.weight"] @ tensors[name]
                 assert float(learned.abs().max()) > 0
-                torch.testing.assert_close(stored[f"{stem}.weight"], base.tensor(f"{stem}.weight") + learned)
+                torch.testing.assert_close(
+                    stored[f"{stem}.weight"], base.tensor(f"{stem}.weight") + learned
+                )
 
 
 def test_model_card_has_base_data_method_rounds_and_costs(small: Settings, tiny_bert: Path) -> None:
@@ -129,7 +147,12 @@ def test_model_card_has_base_data_method_rounds_and_costs(small: Settings, tiny_
     card = (Path(report["model_dir"]) / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-classification\n")
     for text in (
-        *(str(tiny_bert), Checkpoint(tiny_bert).fingerprint(HeadKind.SEQUENCE)[:16], "local data", "train.jsonl"),
+        *(
+            str(tiny_bert),
+            Checkpoint(tiny_bert).fingerprint(HeadKind.SEQUENCE)[:16],
+            "local data",
+            "train.jsonl",
+        ),
         *("`head`", "2 rounds", "seed 5", "2 clients"),
         f"{report['cost']['uplink_bytes'] / 1e6:.1f} MB up",
         f"| accuracy | {report['initial']['accuracy']:.4f} | {report['final']['accuracy']:.4f} |",
@@ -137,7 +160,9 @@ def test_model_card_has_base_data_method_rounds_and_costs(small: Settings, tiny_
         assert text in card
 
 
-def test_model_card_of_a_run_without_central_test_set_says_so(small: Settings, site_data: Path) -> None:
+def test_model_card_of_a_run_without_central_test_set_says_so(
+    small: Settings, site_data: Path
+) -> None:
     values = small(dataset="none")
     nodes = {node: {"data-path": str(site_data), "name": f"site-{node}"} for node in (1, 2)}
     report = server_app.run(LocalGrid(client_app.app, values, nodes), RunConfig.load(values))
@@ -149,9 +174,16 @@ def test_export_has_the_dropout_of_the_base_and_not_of_the_run(
     small: Settings, tiny_bert: Path, tmp_path: Path
 ) -> None:
     rounds = federate(small(dropout=0.3, num_rounds=1), simulated(2)).rounds
-    config = json.loads((export(tmp_path / "model", rounds.weights, "card") / "config.json").read_text())
+    config = json.loads(
+        (export(tmp_path / "model", rounds.weights, "card") / "config.json").read_text()
+    )
     base = json.loads((tiny_bert / "config.json").read_text())
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "num_hidden_layers", "vocab_size"):
+    for name in (
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "num_hidden_layers",
+        "vocab_size",
+    ):
         assert config[name] == base[name], name
 
 
@@ -180,9 +212,13 @@ def test_second_export_replaces_the_first(small: Settings, tmp_path: Path) -> No
     assert not (folder / "left-over").exists()
 
 
-def test_further_pretrained_model_is_the_base_of_a_classification_run(small: Settings, tmp_path: Path) -> None:
+def test_further_pretrained_model_is_the_base_of_a_classification_run(
+    small: Settings, tmp_path: Path
+) -> None:
     first = run(small(task="mlm", method="full", output_dir=str(tmp_path / "first")))
-    second = run(small(task="classification", model=first["model_dir"], output_dir=str(tmp_path / "second")))
+    second = run(
+        small(task="classification", model=first["model_dir"], output_dir=str(tmp_path / "second"))
+    )
     assert second["refused"] == []
     between = Checkpoint(Path(first["model_dir"]))
     assert second["base_fingerprint"] == between.fingerprint(HeadKind.SEQUENCE)
@@ -192,13 +228,19 @@ def test_further_pretrained_model_is_the_base_of_a_classification_run(small: Set
     shallow, deep = (f"bert.encoder.layer.{index}.output.dense.weight" for index in (0, 3))
     assert torch.equal(tuned[shallow], pretrained[shallow])
     assert not torch.equal(tuned[deep], pretrained[deep])
-    (answers,) = transformers.pipeline("text-classification", model=second["model_dir"], top_k=None)([SENTENCE])
+    (answers,) = transformers.pipeline(
+        "text-classification", model=second["model_dir"], top_k=None
+    )([SENTENCE])
     assert {answer["label"] for answer in answers} == LABELS["classification"]
 
 
-def test_classifier_of_the_base_goes_on_only_with_the_same_labels(small: Settings, tmp_path: Path) -> None:
+def test_classifier_of_the_base_goes_on_only_with_the_same_labels(
+    small: Settings, tmp_path: Path
+) -> None:
     first = run(small(output_dir=str(tmp_path / "first")))
     again = federate(small(model=first["model_dir"], num_rounds=1), simulated(2)).rounds
     assert again.weights.lacking("head") == {}
-    turned = federate(small(model=first["model_dir"], num_rounds=1, labels="liver,kidney,heart"), simulated(2)).rounds
+    turned = federate(
+        small(model=first["model_dir"], num_rounds=1, labels="liver,kidney,heart"), simulated(2)
+    ).rounds
     assert set(turned.weights.lacking("head")) == {"classifier.weight", "classifier.bias"}

@@ -23,7 +23,12 @@ REPORT: dict[str, Any] = {
     "initial": {"loss": 1.4, "accuracy": 0.25},
     "majority": 0.31,
     "rounds": [entry(1, 4e12, 6e6, 7e6, 0.5), entry(2, 6e12, 4e6, 5e6, 0.8)],
-    "reference": {"source": "predicted", "train_flops": 1.4e14, "uplink_bytes": 3e7, "downlink_bytes": 4e7},
+    "reference": {
+        "source": "predicted",
+        "train_flops": 1.4e14,
+        "uplink_bytes": 3e7,
+        "downlink_bytes": 4e7,
+    },
     "reference_same_flops": 5e13,
 }
 
@@ -34,7 +39,9 @@ def report() -> dict[str, Any]:
 
 
 def lines(axes: Any) -> dict[str, tuple[list[float], list[float]]]:
-    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
+    return {
+        line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines
+    }
 
 
 def test_the_plots_are_images_of_a_readable_size(tmp_path: Path, report: dict[str, Any]) -> None:
@@ -64,8 +71,12 @@ def test_metric_without_majority_or_some_rounds(report: dict[str, Any]) -> None:
     assert lines(figure.axes[0]) == {"fedbt": ([0, 2], [25.0, 80.0])}
 
 
-@pytest.mark.parametrize(("task", "metric", "label"), [("mlm", "loss", "Loss (nats"), ("ner", "f1", "Entity F1 (%)")])
-def test_each_task_shows_its_own_metric(report: dict[str, Any], task: str, metric: str, label: str) -> None:
+@pytest.mark.parametrize(
+    ("task", "metric", "label"), [("mlm", "loss", "Loss (nats"), ("ner", "f1", "Entity F1 (%)")]
+)
+def test_each_task_shows_its_own_metric(
+    report: dict[str, Any], task: str, metric: str, label: str
+) -> None:
     report |= {"task": task, "initial": {metric: 0.5, "accuracy": 0.1}, "majority": None}
     figure = plots._metric_figure(report)
     assert figure is not None

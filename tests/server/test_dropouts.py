@@ -26,7 +26,10 @@ class FlakyGrid(RecordingGrid):
 
     def __init__(self, run_config: dict[str, Any], seed: int) -> None:
         super().__init__(run_config, simulated(CLIENTS))
-        self._random, self.faults = random.Random(seed), dict.fromkeys(("down", "in vain", "pool", "residuals"), 0)
+        self._random, self.faults = (
+            random.Random(seed),
+            dict.fromkeys(("down", "in vain", "pool", "residuals"), 0),
+        )
 
     def answer(self, node: int, message: Message) -> Message | None:
         if message.metadata.message_type != MessageType.TRAIN:
@@ -50,7 +53,12 @@ def test_after_fifty_rounds_with_drop_outs_every_pool_is_the_servers_state_bit_f
     task: str, codec: str, settings: Callable[..., dict[str, Any]]
 ) -> None:
     values = settings(
-        task=task, codec=codec, num_rounds=ROUNDS, max_train_examples=16, min_clients=CLIENTS, local_depth=0
+        task=task,
+        codec=codec,
+        num_rounds=ROUNDS,
+        max_train_examples=16,
+        min_clients=CLIENTS,
+        local_depth=0,
     )
     values |= {"batch-size": 16, "client-evaluation": "final", "below-minimum": "repeat"}
     config, grid = RunConfig.load(values), FlakyGrid(values, seed=1)

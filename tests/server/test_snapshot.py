@@ -71,10 +71,20 @@ def resumed(values: Values) -> Values:
 
 def comparable(report: dict[str, Any]) -> dict[str, Any]:
     """Return of a report what two equal runs have in common."""
-    entries = [{name: value for name, value in entry.items() if name not in TIMES} for entry in report["rounds"]]
-    cost = {name: value for name, value in report["cost"].items() if name not in TIMES | {"first_contact_bytes"}}
+    entries = [
+        {name: value for name, value in entry.items() if name not in TIMES}
+        for entry in report["rounds"]
+    ]
+    cost = {
+        name: value
+        for name, value in report["cost"].items()
+        if name not in TIMES | {"first_contact_bytes"}
+    }
     left = {"rounds", "cost", "reference", "config", "model_dir"}
-    return {name: value for name, value in report.items() if name not in left} | {"rounds": entries, "cost": cost}
+    return {name: value for name, value in report.items() if name not in left} | {
+        "rounds": entries,
+        "cost": cost,
+    }
 
 
 def model(values: Values) -> bytes:
@@ -105,7 +115,10 @@ def test_killed_and_resumed_run_ends_as_one_that_never_stopped(
     values: Callable[..., Values], changes: dict[str, Any], codec: str
 ) -> None:
     clients = 4 if "participation" in changes else 2
-    whole, stopped = values("whole", codec=codec, **changes), values("stopped", codec=codec, **changes)
+    whole, stopped = (
+        values("whole", codec=codec, **changes),
+        values("stopped", codec=codec, **changes),
+    )
     expected = run(whole, clients=clients)
     kill(stopped, 3, clients=clients)
     grid = RecordingGrid(resumed(stopped), simulated(clients))
@@ -116,7 +129,10 @@ def test_killed_and_resumed_run_ends_as_one_that_never_stopped(
         assert report["reference"][name] == expected["reference"][name]
     queries = [one for one in grid.sent + grid.received if one.metadata.message_type == "query"]
     asked_again = sum(map(serialised_bytes, queries))
-    assert report["cost"]["first_contact_bytes"] == expected["cost"]["first_contact_bytes"] + asked_again
+    assert (
+        report["cost"]["first_contact_bytes"]
+        == expected["cost"]["first_contact_bytes"] + asked_again
+    )
     lines = (Path(stopped["output-dir"]) / "rounds.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == report["rounds"]
 
@@ -131,7 +147,9 @@ def test_run_killed_within_a_round_does_that_round_again_to_the_same_model(
     kill(stopped, round_, answers=1)  # whose pool and residual have moved on
     report = run(resumed(stopped))
     assert model(stopped) == model(whole)
-    assert [entry["metrics"] for entry in report["rounds"]] == [entry["metrics"] for entry in expected["rounds"]]
+    assert [entry["metrics"] for entry in report["rounds"]] == [
+        entry["metrics"] for entry in expected["rounds"]
+    ]
     assert report["cost"]["catch_up_bytes"] == 0
 
 
@@ -161,7 +179,9 @@ def test_run_that_failed_after_its_last_round_needs_no_training_to_finish(
     assert len(report["rounds"]) == 1
 
 
-def test_run_below_the_minimum_is_resumed_with_what_it_cost_so_far(values: Callable[..., Values]) -> None:
+def test_run_below_the_minimum_is_resumed_with_what_it_cost_so_far(
+    values: Callable[..., Values],
+) -> None:
     def fail(node: int, reply: Message) -> Message:
         if reply.metadata.message_type == "train" and reply.metadata.group_id == "2" and node == 11:
             reply.content["reply"] = ConfigRecord({"status": "failed", "error": "disk full"})
@@ -179,7 +199,9 @@ def test_run_below_the_minimum_is_resumed_with_what_it_cost_so_far(values: Calla
         assert sum(entry[name] for entry in report["rounds"]) == report["cost"][name]
 
 
-def test_moved_output_folder_is_gone_on_with_where_it_is(values: Callable[..., Values], tmp_path: Path) -> None:
+def test_moved_output_folder_is_gone_on_with_where_it_is(
+    values: Callable[..., Values], tmp_path: Path
+) -> None:
     stopped = values("stopped", num_rounds=2)
     kill(stopped, 2)
     shutil.move(stopped["output-dir"], tmp_path / "moved")
@@ -213,12 +235,16 @@ def test_damaged_or_missing_file_is_refused_by_name(stopped: Values) -> None:
             path.write_bytes(spoilt)
             assert f"{name} is damaged" in refusal(resumed(stopped))
         path.unlink()
-        assert ("no stopped run" if name == INDEX else f"{name} is damaged") in refusal(resumed(stopped))
+        assert ("no stopped run" if name == INDEX else f"{name} is damaged") in refusal(
+            resumed(stopped)
+        )
         path.write_bytes(content)
     run(resumed(stopped))
 
 
-def test_snapshot_of_another_format_is_refused(stopped: Values, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snapshot_of_another_format_is_refused(
+    stopped: Values, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(snapshot_module, "FORMAT", snapshot_module.FORMAT + 1)
     assert "another version of FedBT" in refusal(resumed(stopped))
 
@@ -245,7 +271,9 @@ def test_another_base_under_the_same_name_is_refused(
     assert "another base" in refusal(resumed(stopped))
 
 
-@pytest.mark.parametrize(("key", "value"), [("num-rounds", 3), ("codec", "int8"), ("seed", 6), ("output-dir", "x")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("num-rounds", 3), ("codec", "int8"), ("seed", 6), ("output-dir", "x")]
+)
 def test_contradicting_setting_is_refused_by_key(stopped: Values, key: str, value: Any) -> None:
     line = refusal(resumed(stopped) | {key: value})
     assert line.startswith(f"{key}={value} but the run in ")
@@ -317,10 +345,14 @@ def test_snapshot_that_cannot_be_written_stops_the_run_and_leaves_the_one_before
 
     with monkeypatch.context() as patch:
         patch.setattr(snapshot_module, failing, fail)
-        line = refusal(resumed(stopped))  # the clients' evaluation has brought their pools ahead of it
+        line = refusal(
+            resumed(stopped)
+        )  # the clients' evaluation has brought their pools ahead of it
     assert "No space left on device" in line
     assert f"--resume {stopped['output-dir']}" in line
-    assert {name: path.read_bytes() for name, path in files(stopped).items() if name in before} == before
+    assert {
+        name: path.read_bytes() for name, path in files(stopped).items() if name in before
+    } == before
     run(resumed(stopped))
     assert model(stopped) == model(whole)
 

@@ -50,8 +50,12 @@ class LongWords(Task):
     def check(self, settings: Settings, row: Row, where: str) -> Sequence[str] | None:
         return ("long", "short") if checked_text(settings, row, where) else None
 
-    def tokenise(self, settings: Settings, tokenizer: "PreTrainedTokenizerFast", rows: Columns) -> Columns:
-        coded = tokenizer(rows[settings.text_column], truncation=True, max_length=settings.max_length)
+    def tokenise(
+        self, settings: Settings, tokenizer: "PreTrainedTokenizerFast", rows: Columns
+    ) -> Columns:
+        coded = tokenizer(
+            rows[settings.text_column], truncation=True, max_length=settings.max_length
+        )
         sizes = [[len(tokenizer.decode([piece])) for piece in ids] for ids in coded["input_ids"]]
         return {"input_ids": coded["input_ids"], "sizes": sizes}
 
@@ -59,15 +63,25 @@ class LongWords(Task):
         return ["long" if size > 5 else "short" for sizes in split["sizes"] for size in sizes]
 
     def read(
-        self, rows: Sequence[Row], ids: np.ndarray, present: np.ndarray, reading: Reading, rng: np.random.Generator
+        self,
+        rows: Sequence[Row],
+        ids: np.ndarray,
+        present: np.ndarray,
+        reading: Reading,
+        rng: np.random.Generator,
     ) -> Read:
-        targets = [[reading.label_id("long" if size > 5 else "short") for size in row["sizes"][:3]] for row in rows]
+        targets = [
+            [reading.label_id("long" if size > 5 else "short") for size in row["sizes"][:3]]
+            for row in rows
+        ]
         return Read(ids, np.tile(np.arange(3), (len(rows), 1)), np.array(targets, dtype=np.int64))
 
     def full_positions(self, length: int, mask_probability: float) -> int:
         return 3
 
-    def scored(self, pairs: Sequence[Pair], loss: float, labels: tuple[str, ...]) -> dict[str, float]:
+    def scored(
+        self, pairs: Sequence[Pair], loss: float, labels: tuple[str, ...]
+    ) -> dict[str, float]:
         true, predicted = all_positions(pairs)
         return {"loss": loss, "hits": float((true == predicted).mean())}
 
@@ -92,5 +106,8 @@ def test_a_toy_task_trains_reports_and_exports(
     assert (folder / "metric.png").stat().st_size > 0
     assert "long-words" in compare([folder])
     assert "pipeline_tag: token-classification" in (folder / "model" / "README.md").read_text()
-    assert AutoModelForTokenClassification.from_pretrained(folder / "model").config.id2label == {0: "long", 1: "short"}
+    assert AutoModelForTokenClassification.from_pretrained(folder / "model").config.id2label == {
+        0: "long",
+        1: "short",
+    }
     assert metric_named("hits") is HITS

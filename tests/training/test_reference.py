@@ -23,12 +23,26 @@ def test_ratios_are_against_the_named_run_and_the_page_says_so(
     full = run(settings(method="full", output_dir=str(tmp_path / "full")))
     own = run(settings(reference=str(tmp_path / "full"), output_dir=str(tmp_path / "own")))
     assert own["reference"]["source"] == "measured"
-    for name in ("train_flops", "uplink_bytes", "downlink_bytes", "client_seconds", "peak_memory_bytes"):
+    for name in (
+        "train_flops",
+        "uplink_bytes",
+        "downlink_bytes",
+        "client_seconds",
+        "peak_memory_bytes",
+    ):
         assert own["reference"][name] == full["cost"][name]
     assert own["ratio"]["train_flops"] == own["cost"]["train_flops"] / full["cost"]["train_flops"]
     seconds = own["cost"]["client_seconds"] / full["cost"]["client_seconds"]
-    assert own["ratio"]["client_seconds"] == own["ratio_same_optimisations"]["client_seconds"] == seconds
-    assert full["ratio"]["client_seconds"] is None is full["ratio_same_optimisations"]["client_seconds"]
+    assert (
+        own["ratio"]["client_seconds"]
+        == own["ratio_same_optimisations"]["client_seconds"]
+        == seconds
+    )
+    assert (
+        full["ratio"]["client_seconds"]
+        is None
+        is full["ratio_same_optimisations"]["client_seconds"]
+    )
     assert "a measured run" in (tmp_path / "own" / "report.md").read_text()
     assert "stock training step" in (tmp_path / "full" / "report.md").read_text()
 
@@ -40,8 +54,17 @@ def test_a_run_that_is_not_alike_is_refused_as_reference(
     with pytest.raises(FedBTError, match="has method 'head', not 'full'"):
         run(settings(reference=str(tmp_path / "head"), output_dir=str(tmp_path / "own")))
     run(settings(method="full", output_dir=str(tmp_path / "full")))
-    with pytest.raises(FedBTError, match="differs from this run in number of rounds, local-epochs: name a full run"):
-        run(settings(reference=str(tmp_path / "full"), num_rounds=1, local_epochs=2, output_dir=str(tmp_path / "own")))
+    with pytest.raises(
+        FedBTError, match="differs from this run in number of rounds, local-epochs: name a full run"
+    ):
+        run(
+            settings(
+                reference=str(tmp_path / "full"),
+                num_rounds=1,
+                local_epochs=2,
+                output_dir=str(tmp_path / "own"),
+            )
+        )
 
 
 def test_a_reference_of_other_clients_gives_way_to_predicted_costs(
