@@ -4,12 +4,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedbt_app.errors import FedBTError
 from fedbt_app.files import replaced_folder
 from fedbt_app.model.checkpoint import Checkpoint
 from fedbt_app.model.local_model import build
 from fedbt_app.model.weights import Weights
 from fedbt_app.plan import untrained_plan
 from fedbt_app.tasks import TASKS
+
+_TAG = "tags: [federated-learning, fedbt]"  # in the card: says that an export of ours this is
+_WRITTEN = {
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+}
 
 
 def export(folder: Path, weights: Weights, card: str) -> Path:
@@ -32,6 +46,36 @@ def export(folder: Path, weights: Weights, card: str) -> Path:
     return folder
 
 
+def refuse_to_overwrite(folder: Path, base: Path) -> None:
+    """Refuse an export that would delete what no run has made: the base itself, or files that are
+    not an export's.
+
+    Raises
+    ------
+    FedBTError
+        With the name of what stands in the way.
+    """
+    if base.resolve().is_relative_to(folder.resolve()):
+        raise FedBTError(
+            f"the base model lies in {folder}, where the trained model goes: choose another output-dir"
+        )
+    if not folder.exists():
+        return
+    foreign = sorted(file.name for file in folder.iterdir() if file.name not in _WRITTEN)
+    card = folder / "README.md"
+    if (
+        not foreign
+        and card.is_file()
+        and _TAG in card.read_text(encoding="utf-8", errors="replace")
+    ):
+        return
+    what = f"{foreign[0]}, which" if foreign else "a model that"
+    raise FedBTError(
+        f"{folder}, where the trained model goes, holds {what} no run of FedBT has made: move it, or choose another "
+        "output-dir"
+    )
+
+
 def model_card(report: Mapping[str, Any], checkpoint: Checkpoint) -> str:
     """Write the card: base, data, method, rounds and what it cost."""
     scores = [
@@ -45,7 +89,7 @@ def model_card(report: Mapping[str, Any], checkpoint: Checkpoint) -> str:
         "---",
         "library_name: transformers",
         f"pipeline_tag: {pipeline}",
-        "tags: [federated-learning, fedbt]",
+        _TAG,
         "---",
         "",
         f"# A BERT adapted with FedBT ({report['task']})",

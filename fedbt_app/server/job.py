@@ -18,7 +18,7 @@ from fedbt_app.errors import FedBTError
 from fedbt_app.model.checkpoint import Checkpoint, find_model
 from fedbt_app.plan import FULL
 from fedbt_app.report import report, tracking
-from fedbt_app.report.export import export, model_card
+from fedbt_app.report.export import export, model_card, refuse_to_overwrite
 from fedbt_app.server.central import CentralTest
 from fedbt_app.server.roster import Participant
 from fedbt_app.server.rounds import Hooks, Rounds
@@ -45,7 +45,9 @@ class Job:
         self._folder = config.output_folder.resolve()
         self._snapshot = Snapshot(self._folder)
         self._stopped = self._snapshot.load(config) if config.resume else None
-        self._checkpoint = Checkpoint(find_model(config.model), config.cache_folder)
+        base = find_model(config.model)
+        refuse_to_overwrite(self._folder / "model", base)
+        self._checkpoint = Checkpoint(base, config.cache_folder)
         self._fingerprint = self._checkpoint.fingerprint(TASKS[config.task].head)
         self._reference = self._measured_reference()
         self._test = CentralTest(config, self._checkpoint)

@@ -1,6 +1,7 @@
 """The exported folder: stock transformers loads it, it predicts as the global model does, its card says how it came."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 import client_app
 import server_app
 from fedbt_app.config import RunConfig
+from fedbt_app.errors import FedBTError
 from fedbt_app.model import forward
 from fedbt_app.model.checkpoint import Checkpoint
 from fedbt_app.model.local_model import build
@@ -244,3 +246,34 @@ def test_classifier_of_the_base_goes_on_only_with_the_same_labels(
         small(model=first["model_dir"], num_rounds=1, labels="liver,kidney,heart"), simulated(2)
     ).rounds
     assert set(turned.weights.lacking("head")) == {"classifier.weight", "classifier.bias"}
+
+
+def test_a_run_never_deletes_a_model_that_no_run_has_made(
+    small: Settings, tmp_path: Path, tiny_bert: Path
+) -> None:
+    folder = tmp_path / "out" / "model"
+    shutil.copytree(tiny_bert, folder)
+    (folder / "NOTES.txt").write_text("three weeks of GPU")
+    before = sorted(file.name for file in folder.iterdir())
+
+    def run(**changes: Any) -> dict[str, Any]:
+        values = small(num_rounds=1, output_dir=str(folder.parent), **changes)
+        return server_app.run(
+            LocalGrid(client_app.app, values, simulated(2)), RunConfig.load(values)
+        )
+
+    with pytest.raises(FedBTError, match="the base model lies in .*/out/model"):
+        run(model=str(folder))
+    with pytest.raises(FedBTError, match=r"holds NOTES\.txt, which no run of FedBT has made"):
+        run()
+    (folder / "NOTES.txt").unlink()
+    with pytest.raises(FedBTError, match="holds a model that no run of FedBT has made"):
+        run()
+    assert sorted([*(file.name for file in folder.iterdir()), "NOTES.txt"]) == before
+    shutil.rmtree(folder)
+    run()
+    run(seed=6)  # an earlier export gives way
+    with pytest.raises(FedBTError, match="the base model lies in"):
+        run(
+            model=str(folder)
+        )  # what a run made is not to be trained on from where the next one goes
