@@ -262,7 +262,7 @@ def test_a_run_never_deletes_a_model_that_no_run_has_made(
             LocalGrid(client_app.app, values, simulated(2)), RunConfig.load(values)
         )
 
-    with pytest.raises(FedBTError, match="the base model lies in .*/out/model"):
+    with pytest.raises(FedBTError, match=r"the base model lies in .*/out/model"):
         run(model=str(folder))
     with pytest.raises(FedBTError, match=r"holds NOTES\.txt, which no run of FedBT has made"):
         run()
