@@ -315,12 +315,13 @@ def test_decode_refuses_other_arrays():
 
 
 def test_decode_refuses_values_that_are_not_finite():
-    for codec, bad in product(PLAIN, (math.nan, math.inf, -math.inf)):
+    bad = torch.tensor([math.nan, math.inf, -math.inf])
+    for codec in PLAIN:
         arrays, header = encode(sample(), codec)
-        bits = torch.tensor(bad) if codec == "float32" else torch.tensor(bad).bfloat16().view(torch.uint16)
+        bits = bad.numpy() if codec == "float32" else bad.bfloat16().view(torch.uint16).numpy()
         for place in range(len(arrays["values"])):
             values = arrays["values"].copy()
-            values[place] = bits.numpy()
+            values[place] = bits[place % 3]
             refuses(arrays | {"values": values}, header, shapes_of(sample()), "weight|bias|odd")
 
 
@@ -365,7 +366,7 @@ def test_decode_refuses_size_bombs(monkeypatch):
 
 
 @pytest.mark.parametrize("codec", CODECS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(data=st.data())
 def test_damage_is_refused_or_harmless(codec, data):
     tensors = sample()

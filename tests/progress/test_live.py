@@ -227,9 +227,14 @@ def test_a_finished_run_says_so(clock: Clock) -> None:
 
 
 def test_the_view_and_tensorboard_follow_a_whole_run(
-    settings: Callable[..., dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture, clock: Clock
+    settings: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    clock: Clock,
 ) -> None:
-    values = settings(output_dir=str(tmp_path / "out"), tensorboard=True, num_rounds=2)
+    monkeypatch.setattr("fedbt_app.report.plots.write_plots", lambda *_: [])
+    values = settings(output_dir=str(tmp_path / "out"), tensorboard=True, num_rounds=2, max_train_examples=40)
     with caplog.at_level(logging.INFO, logger="flwr"):
         report = server_app.run(LocalGrid(client_app.app, values, simulated(2)), RunConfig.load(values))
     lines = [line.removeprefix("fedbt: ") for line in caplog.messages if line.startswith("fedbt: ")]
