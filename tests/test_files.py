@@ -46,7 +46,7 @@ def fill(path: Path, content: str = "new", keep: Callable[[], bool] = lambda: Fa
         (folder / "weights").write_text(content)
 
 
-# Files ------------------------------------------------------------------------------------------------------------
+# Files --------------------------------------------------------------------------------------------
 
 
 def test_file_is_made_and_replaced(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_what_a_killed_process_leaves_is_known_by_its_name(tmp_path: Path) -> No
     assert [name.partition(".")[0] for name in seen] == ["note", "model"]
 
 
-# Folders ----------------------------------------------------------------------------------------------------------
+# Folders ------------------------------------------------------------------------------------------
 
 
 def test_folder_is_made_and_replaced_with_all_that_was_in_it(tmp_path: Path, old: Path) -> None:
@@ -148,7 +148,9 @@ def test_folder_that_cannot_take_the_place_leaves_the_old_one_whole(
     assert (old / "weights").read_text() == "old"
 
 
-def test_folder_that_another_process_put_there_meanwhile_stays_if_it_may(tmp_path: Path, old: Path) -> None:
+def test_folder_that_another_process_put_there_meanwhile_stays_if_it_may(
+    tmp_path: Path, old: Path
+) -> None:
     fill(old, keep=lambda: True)
     assert (old / "weights").read_text() == "old"
     fill(tmp_path / "another", keep=lambda: True)  # nothing stood there

@@ -11,7 +11,12 @@ from fedbt_app.tasks.schedules import cyclic_decreasing, shallow_progressive
 
 
 def run_plan(
-    task: str, method: str = "fedbt", depth: int = 12, rounds: int = 10, schedule: str = PAPER, seed: int = 3
+    task: str,
+    method: str = "fedbt",
+    depth: int = 12,
+    rounds: int = 10,
+    schedule: str = PAPER,
+    seed: int = 3,
 ) -> RunPlan:
     return RunPlan(METHODS[method], TASKS[task], depth, rounds, schedule, seed)
 
@@ -19,7 +24,7 @@ def run_plan(
 PRE_TRAINING = run_plan("mlm")
 
 
-# Schedules ----------------------------------------------------------------------------------------------------
+# Schedules ----------------------------------------------------------------------------------------
 
 
 def test_pre_training_gives_each_block_half_of_the_rounds_that_remain() -> None:
@@ -54,7 +59,9 @@ def test_fine_tuning_cycles_from_the_deepest_block_through_half_the_depth() -> N
 
 def test_pre_training_plans_follow_the_schedule_and_train_one_block() -> None:
     plans = PRE_TRAINING.rounds("a")
-    assert [one.trained_blocks for one in plans] == [(block,) for block in shallow_progressive(10, 6)]
+    assert [one.trained_blocks for one in plans] == [
+        (block,) for block in shallow_progressive(10, 6)
+    ]
     assert [one.trained_parts for one in plans[-2:]] == [("block.2", "head"), ("block.3", "head")]
 
 
@@ -67,11 +74,13 @@ def test_fine_tuning_plans_train_all_blocks_above_the_lowest_at_full_depth() -> 
         assert [one.lowest_trained for one in plans[:3]] == [11, 10, 9]
 
 
-# Sampled local models -----------------------------------------------------------------------------------------
+# Sampled local models -----------------------------------------------------------------------------
 
 
 @settings(max_examples=100)
-@given(st.data(), st.integers(1, 24), st.integers(1, 30), st.integers(0, 2**31), st.text(max_size=5))
+@given(
+    st.data(), st.integers(1, 24), st.integers(1, 30), st.integers(0, 2**31), st.text(max_size=5)
+)
 def test_a_sampled_local_model_keeps_the_shallow_blocks_and_draws_the_rest_ascending_from_above(
     data: st.DataObject, depth: int, rounds: int, seed: int, client: str
 ) -> None:
@@ -101,13 +110,17 @@ def test_the_sample_is_redrawn_for_every_round_client_and_seed() -> None:
     plans = [long.round(round_, "a").local_blocks for round_ in range(20)]  # block 0 in all of them
     assert all(before != after for before, after in pairwise(plans))
     assert len({PRE_TRAINING.round(0, str(number)).local_blocks for number in range(20)}) > 15
-    assert len({run_plan("mlm", seed=number).round(0, "a").local_blocks for number in range(20)}) > 15
+    assert (
+        len({run_plan("mlm", seed=number).round(0, "a").local_blocks for number in range(20)}) > 15
+    )
 
 
 def test_half_the_depth_is_the_default_of_sampled_pre_training_only() -> None:
     assert PRE_TRAINING.default_local_depth == len(PRE_TRAINING.round(0, "a").local_blocks) == 6
     assert run_plan("mlm", depth=1).default_local_depth == 1
-    assert {run_plan("mlm", method).default_local_depth for method in ("full", "head", "lora")} == {12}
+    assert {run_plan("mlm", method).default_local_depth for method in ("full", "head", "lora")} == {
+        12
+    }
     assert {run_plan(task).default_local_depth for task in ("classification", "ner")} == {12}
 
 
@@ -123,7 +136,12 @@ def test_fine_tuning_with_less_depth_keeps_the_topmost_trained_blocks_over_the_s
     for round_, local_depth, local, trained in (
         (0, 4, (0, 1, 2, 11), (11,)),
         (2, 4, (0, 9, 10, 11), (9, 10, 11)),
-        (5, 4, (8, 9, 10, 11), (8, 9, 10, 11)),  # the schedule says 6: the topmost four that it can hold
+        (
+            5,
+            4,
+            (8, 9, 10, 11),
+            (8, 9, 10, 11),
+        ),  # the schedule says 6: the topmost four that it can hold
         (5, 8, (0, 1, 6, 7, 8, 9, 10, 11), (6, 7, 8, 9, 10, 11)),
         (5, 99, tuple(range(12)), (6, 7, 8, 9, 10, 11)),
     ):
@@ -131,7 +149,7 @@ def test_fine_tuning_with_less_depth_keeps_the_topmost_trained_blocks_over_the_s
         assert (made.local_blocks, made.trained_blocks) == (local, trained)
 
 
-# Methods ------------------------------------------------------------------------------------------------------
+# Methods ------------------------------------------------------------------------------------------
 
 
 def test_baselines_train_the_same_parts_of_the_whole_model_in_every_round() -> None:
@@ -149,9 +167,13 @@ def test_baselines_train_the_same_parts_of_the_whole_model_in_every_round() -> N
 
 def test_fedbt_lora_trains_adapters_where_fedbt_trains_blocks() -> None:
     for task in TASKS:
-        for blocks, adapters in zip(run_plan(task).rounds("a"), run_plan(task, "fedbt-lora").rounds("a"), strict=True):
+        for blocks, adapters in zip(
+            run_plan(task).rounds("a"), run_plan(task, "fedbt-lora").rounds("a"), strict=True
+        ):
             assert adapters.local_blocks == blocks.local_blocks
-            assert adapters.trained_parts == tuple(part.replace("block", "adapter") for part in blocks.trained_parts)
+            assert adapters.trained_parts == tuple(
+                part.replace("block", "adapter") for part in blocks.trained_parts
+            )
 
 
 def test_the_plans_of_the_whole_model_train_all_or_nothing_of_it() -> None:
@@ -175,7 +197,7 @@ def test_the_frozen_prefix_is_what_no_round_trains() -> None:
     assert run_plan("ner", "full").frozen_prefix() == run_plan("ner", "lora").frozen_prefix() == 0
 
 
-# Schedules of one's own ---------------------------------------------------------------------------------------
+# Schedules of one's own ---------------------------------------------------------------------------
 
 
 def test_a_schedule_names_the_blocks_of_each_round_and_begins_again() -> None:
@@ -188,7 +210,9 @@ def test_a_schedule_names_the_blocks_of_each_round_and_begins_again() -> None:
         plan = run_plan("mlm", rounds=4, schedule=schedule)
         assert plan.scheduled_blocks(plan.default_local_depth) == blocks
         assert [one.trained_blocks for one in plan.rounds("a")] == blocks
-        assert {one.local_blocks for one in plan.rounds("a")} == {tuple(range(12))}  # all of them: nothing to sample
+        assert {one.local_blocks for one in plan.rounds("a")} == {
+            tuple(range(12))
+        }  # all of them: nothing to sample
 
 
 def test_the_published_schedule_is_what_paper_names() -> None:
@@ -201,8 +225,17 @@ def test_the_published_schedule_is_what_paper_names() -> None:
 def test_the_default_is_what_measured_best_for_the_task_and_the_depth() -> None:
     for task, depth, schedule, local_depth in (
         *(("mlm", 6, "paper", 6), ("mlm", 1, "paper", 1), ("mlm", 12, "paper", 6)),
-        *(("ner", 6, "0,2,5", 6), ("ner", 2, "0,1", 2), ("ner", 1, "0", 1), ("ner", 12, "paper", 12)),
-        *(("classification", 6, "3,4,5", 6), ("classification", 1, "0", 1), ("classification", 12, "paper", 12)),
+        *(
+            ("ner", 6, "0,2,5", 6),
+            ("ner", 2, "0,1", 2),
+            ("ner", 1, "0", 1),
+            ("ner", 12, "paper", 12),
+        ),
+        *(
+            ("classification", 6, "3,4,5", 6),
+            ("classification", 1, "0", 1),
+            ("classification", 12, "paper", 12),
+        ),
     ):
         chosen, named = (run_plan(task, depth=depth, schedule=one) for one in (AUTO, schedule))
         assert chosen.rounds("a") == named.rounds("a", local_depth)
@@ -223,7 +256,12 @@ def test_a_client_below_full_depth_keeps_what_it_trains_and_the_shallowest_other
 
 
 def test_what_is_no_schedule_is_refused_in_one_line() -> None:
-    for schedule, problem in {"top": "is not one", "": "is not one", "12": "block 12", "-13;0": "block -13"}.items():
+    for schedule, problem in {
+        "top": "is not one",
+        "": "is not one",
+        "12": "block 12",
+        "-13;0": "block -13",
+    }.items():
         with pytest.raises(FedBTError, match=problem) as raised:
             run_plan("ner", schedule=schedule)
         assert len(str(raised.value).splitlines()) == 1

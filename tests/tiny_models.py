@@ -1,4 +1,4 @@
-"""Local models over the tiny BERT of conftest.py: new heads, and adapters that have learned something."""
+"""Local models over the tiny BERT of conftest.py: new heads, adapters that have learned a bit."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -37,12 +37,18 @@ def weights_of(
     generator = torch.Generator().manual_seed(2)
     for part in map(adapter_part, adapted):
         shapes = weights.shapes(part)
-        held[part] = {name: 0.2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        held[part] = {
+            name: 0.2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()
+        }
     return weights
 
 
 def local_model(
-    folder: Path, task: str, plan: RoundPlan, dropout: float = 0.0, labels: tuple[str, ...] | None = None
+    folder: Path,
+    task: str,
+    plan: RoundPlan,
+    dropout: float = 0.0,
+    labels: tuple[str, ...] | None = None,
 ) -> LocalModel:
     """Build the local model of a plan."""
     adapted = plan.trained_blocks if plan.adapters else ()
@@ -50,7 +56,14 @@ def local_model(
 
 
 def plan_of(
-    method: str, task: str, round_: int = 1, local_depth: int = 0, rounds: int = ROUNDS, schedule: str = PAPER
+    method: str,
+    task: str,
+    round_: int = 1,
+    local_depth: int = 0,
+    rounds: int = ROUNDS,
+    schedule: str = PAPER,
 ) -> RoundPlan:
     """Plan one round of a tiny model."""
-    return RunPlan(METHODS[method], TASKS[task], DEPTH, rounds, schedule).round(round_, "a", local_depth)
+    return RunPlan(METHODS[method], TASKS[task], DEPTH, rounds, schedule).round(
+        round_, "a", local_depth
+    )

@@ -16,7 +16,10 @@ RUN = "0123456789abcdef" * 2
 
 def some(seed: int = 0) -> Tensors:
     generator = torch.Generator().manual_seed(seed)
-    return {"a.weight": torch.randn(20, 30, generator=generator), "a.bias": torch.randn(20, generator=generator)}
+    return {
+        "a.weight": torch.randn(20, 30, generator=generator),
+        "a.bias": torch.randn(20, generator=generator),
+    }
 
 
 def same(one: Tensors, other: Tensors) -> bool:
@@ -41,7 +44,10 @@ def test_storing_a_part_again_replaces_it_and_leaves_the_others(tmp_path: Path) 
         pool.store(part, version, some(seed))
     assert same(pool.tensors("head"), some(3))
     assert same(pool.tensors("block.0"), some(2))
-    assert {part: state.version for part, state in pool.states().items()} == {"head": 2, "block.0": 1}
+    assert {part: state.version for part, state in pool.states().items()} == {
+        "head": 2,
+        "block.0": 1,
+    }
     assert len(list(pool.folder.iterdir())) == 2
 
 
@@ -60,7 +66,9 @@ def test_clients_and_runs_have_pools_of_their_own(tmp_path: Path) -> None:
 def test_equal_digests_mean_equal_names_and_bits() -> None:
     tensors = some()
     assert digest(tensors) == digest(dict(reversed(tensors.items())))
-    assert digest(tensors) == digest({"a.weight": tensors["a.weight"].T.contiguous().T, "a.bias": tensors["a.bias"]})
+    assert digest(tensors) == digest(
+        {"a.weight": tensors["a.weight"].T.contiguous().T, "a.bias": tensors["a.bias"]}
+    )
     renamed = {"b.weight": tensors["a.weight"], "a.bias": tensors["a.bias"]}
     nudged = {name: value.clone() for name, value in tensors.items()}
     nudged["a.weight"][3, 3] = torch.nextafter(nudged["a.weight"][3, 3], torch.tensor(9.0))
@@ -79,7 +87,9 @@ def test_a_flipped_byte_anywhere_makes_the_part_not_held(tmp_path: Path) -> None
         assert pool.tensors("head") == {}
 
 
-def test_every_header_byte_that_is_damaged_makes_the_part_not_held_or_leaves_it_equal(tmp_path: Path) -> None:
+def test_every_header_byte_that_is_damaged_makes_the_part_not_held_or_leaves_it_equal(
+    tmp_path: Path,
+) -> None:
     pool = ParameterPool(tmp_path, RUN, "a")
     state = pool.store("head", 1, some())
     whole = part_file(pool, "head").read_bytes()

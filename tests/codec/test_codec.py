@@ -24,7 +24,8 @@ SMALLEST = 2.0**-133  # of bfloat16; below it the lossy codecs may lose a value
 shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple) | st.sampled_from(
     [(), (0,), (1,), (1, 1), (1, 31), (1, 32), (1, 33), (5, 13), (2, 64), (0, 7), (3, 0, 2)]
 )
-moderate = st.floats(width=32, min_value=-(2.0**100), max_value=2.0**100)  # 1.3e30, subnormals included
+LARGEST = 2.0**100  # 1.3e30
+moderate = st.floats(width=32, min_value=-LARGEST, max_value=LARGEST)  # subnormals included
 
 
 @st.composite
@@ -32,7 +33,11 @@ def tensor_dicts(draw, elements=moderate):
     def tensor(shape):
         size = math.prod(shape)
         fill = draw(st.none() | elements)  # constant tensors now and then
-        values = [fill] * size if fill is not None else draw(st.lists(elements, min_size=size, max_size=size))
+        values = (
+            [fill] * size
+            if fill is not None
+            else draw(st.lists(elements, min_size=size, max_size=size))
+        )
         return torch.tensor(values, dtype=torch.float32).reshape(shape)
 
     names = draw(st.lists(st.text(max_size=6), unique=True, max_size=4))
@@ -66,13 +71,15 @@ def same_bits(a, b):
 
 
 def assert_within_bound(sent, received, codec):
-    """Within half a step of the block, where the step cannot exceed what the largest element needs."""
+    """Within half a step of the block; its step cannot exceed what the largest element needs."""
     bits = CODECS[codec].bits
     if bits == 32:
         assert same_bits(sent, received)
         return
     if bits == 16 or sent.ndim < 2:
-        assert (((sent - received).abs() <= sent.abs() * BF16_ERROR) | (sent.abs() < 2.0**-126)).all()
+        assert (
+            ((sent - received).abs() <= sent.abs() * BF16_ERROR) | (sent.abs() < 2.0**-126)
+        ).all()
         assert (sent - received).abs()[sent.abs() < 2.0**-126].le(SMALLEST).all()
         return
     for x, y in zip(blocks_of(sent), blocks_of(received), strict=True):
@@ -80,7 +87,7 @@ def assert_within_bound(sent, received, codec):
         if bits > 2:
             step = largest / 2 ** (bits - 1) * (1 + 2 * BF16_ERROR) + SMALLEST
             assert (error <= step / 2 * (1 + 1e-5)).all()
-        else:  # y holds only +-step/2 and +-3 step/2, so the step is known to a factor; see test_int2_levels
+        else:  # y holds +-step/2 and +-3 step/2, so step is known to a factor: test_int2_levels
             assert (error <= largest * (1 + 2 * BF16_ERROR) + SMALLEST).all()
             assert error.square().sum() <= x.double().square().sum() + len(x) * SMALLEST**2
 
@@ -135,7 +142,9 @@ def test_every_level_comes_back_in_its_place():
         half = 2 ** (CODECS[codec].bits - 1)
         levels = torch.arange(-half, half) + 0.5
         if half > 2:  # an outer edge in each block makes its step one
-            sent = torch.cat([torch.cat([torch.tensor([float(half)]), part]) for part in levels.split(BLOCK - 1)])
+            sent = torch.cat(
+                [torch.cat([torch.tensor([float(half)]), part]) for part in levels.split(BLOCK - 1)]
+            )
         else:
             sent = levels.repeat(BLOCK // 4)
         expected = sent.where(sent.abs() < half, half - 0.5)
@@ -143,7 +152,7 @@ def test_every_level_comes_back_in_its_place():
 
 
 def test_int2_levels():
-    """Four levels, nearest first: only an element beyond two steps misses by more than half a step."""
+    """Four levels, nearest first: only beyond two steps is an element off by more than half one."""
     sent = torch.randn(100, BLOCK, generator=torch.Generator().manual_seed(1))
     encoded = encode({"t": sent}, "int2")
     received = decode(encoded.arrays, encoded.header, {"t": (100, BLOCK)})["t"]
@@ -188,7 +197,9 @@ def test_equal_input_gives_equal_bytes_and_leaves_it_alone():
         first, second, tensors = encode(sample(), codec), encode(sample(), codec), sample()
         encode(tensors, codec)
         assert first.header == second.header
-        assert all(first.arrays[name].tobytes() == second.arrays[name].tobytes() for name in first.arrays)
+        assert all(
+            first.arrays[name].tobytes() == second.arrays[name].tobytes() for name in first.arrays
+        )
         assert all(torch.equal(tensors[name], tensor) for name, tensor in sample().items())
 
 
@@ -196,7 +207,9 @@ def test_equal_input_gives_equal_bytes_and_leaves_it_alone():
 def test_results_own_their_memory_and_read_only_arrays_are_accepted():
     tensors = {"t": torch.randn(8, 8), "p": torch.nn.Parameter(torch.randn(8, 8).t())}
     encoded = encode(tensors, "float32")
-    frozen = {name: np.frombuffer(array.tobytes(), array.dtype) for name, array in encoded.arrays.items()}
+    frozen = {
+        name: np.frombuffer(array.tobytes(), array.dtype) for name, array in encoded.arrays.items()
+    }
     received = decode(frozen, encoded.header, shapes_of(tensors))
     received["t"].zero_()
     assert torch.equal(decode(frozen, encoded.header, shapes_of(tensors))["t"], tensors["t"])
@@ -207,7 +220,11 @@ def bert_base_block():
     g = torch.Generator().manual_seed(0)
     h, f = 768, 3072
     dense = {f"attention.self.{part}": (h, h) for part in ("query", "key", "value")}
-    dense |= {"attention.output.dense": (h, h), "intermediate.dense": (f, h), "output.dense": (h, f)}
+    dense |= {
+        "attention.output.dense": (h, h),
+        "intermediate.dense": (f, h),
+        "output.dense": (h, f),
+    }
     shapes = {f"{name}.weight": shape for name, shape in dense.items()}
     shapes |= {f"{name}.bias": shape[:1] for name, shape in dense.items()}
     norms = ("attention.output.LayerNorm", "output.LayerNorm")
@@ -220,12 +237,20 @@ def test_size_of_a_bert_base_block():
     parameters = sum(tensor.numel() for tensor in block.values())
     assert (len(block), parameters) == (16, 7_087_872)
     bounds = {"float32": 32.01, "bf16": 16.01, "int8": 8.6, "int4": 4.6, "int2": 2.6}
-    bounds |= {"float32+zstd": 30.0, "bf16+zstd": 14.0, "int8+zstd": 8.3, "int4+zstd": 4.3, "int2+zstd": 2.35}
+    bounds |= {
+        "float32+zstd": 30.0,
+        "bf16+zstd": 14.0,
+        "int8+zstd": 8.3,
+        "int4+zstd": 4.3,
+        "int2+zstd": 2.35,
+    }
     assert set(bounds) == set(CODECS)
     for codec, bound in bounds.items():
         arrays, header = encode(block, codec)
         assert len(arrays) == (2 if codec.startswith("int") else 1)
-        assert 8 * (sum(array.nbytes for array in arrays.values()) + len(header)) / parameters <= bound, codec
+        assert (
+            8 * (sum(array.nbytes for array in arrays.values()) + len(header)) / parameters <= bound
+        ), codec
 
 
 def test_encode_refuses_what_is_not_finite():
@@ -268,8 +293,18 @@ def test_decode_refuses_other_names_and_shapes():
         refuses(arrays, header, {})
         fields = json.loads(header)
         refuses(arrays, json.dumps(fields | {"names": ["weight", "bias", "bias"]}), shapes, "twice")
-        refuses(arrays, json.dumps(fields | {"names": ["weight", "bias", "a\nb" * 999]}), shapes, "not asked for")
-        refuses(arrays, json.dumps(fields | {"names": ["weight", "bias", "\ud800"]}), shapes, "not asked for")
+        refuses(
+            arrays,
+            json.dumps(fields | {"names": ["weight", "bias", "a\nb" * 999]}),
+            shapes,
+            "not asked for",
+        )
+        refuses(
+            arrays,
+            json.dumps(fields | {"names": ["weight", "bias", "\ud800"]}),
+            shapes,
+            "not asked for",
+        )
 
 
 def test_decode_refuses_other_headers():
@@ -278,7 +313,10 @@ def test_decode_refuses_other_headers():
         *({"format": other} for other in (2, "1", None)),
         *({"codec": other} for other in ("int3", ["int4"], None)),
         *({"block": other} for other in (64, 0)),
-        *({"names": other} for other in (None, "weight", [1, 2, 3], {"weight": 1}, ["weight", "bias", ["odd"]])),
+        *(
+            {"names": other}
+            for other in (None, "weight", [1, 2, 3], {"weight": 1}, ["weight", "bias", ["odd"]])
+        ),
         {"vectors": "int4"},
         {"extra": 1},
     ):
@@ -287,7 +325,18 @@ def test_decode_refuses_other_headers():
 
 def test_decode_refuses_what_is_no_header():
     arrays = encode(sample(), "int4").arrays
-    for header in ("", "[]", "1", "null", "{}", "NaN", "[" * 100_000, "9" * 5000, '{"format":1}', None):
+    for header in (
+        "",
+        "[]",
+        "1",
+        "null",
+        "{}",
+        "NaN",
+        "[" * 100_000,
+        "9" * 5000,
+        '{"format":1}',
+        None,
+    ):
         refuses(arrays, header, shapes_of(sample()))
 
 
@@ -308,8 +357,20 @@ def test_decode_refuses_other_arrays():
         refuses(arrays | {"more": np.zeros(1, np.uint8)}, header, shapes)
         for name, array in arrays.items():
             refuses({other: arrays[other] for other in arrays if other != name}, header, shapes)
-            others = [array[:-1], array[:0], np.append(array, array[:1]), array[None], array.astype(np.float64)]
-            others += [array.view(np.int8), array.astype(">u4"), array.tobytes(), array.astype(object), None]
+            others = [
+                array[:-1],
+                array[:0],
+                np.append(array, array[:1]),
+                array[None],
+                array.astype(np.float64),
+            ]
+            others += [
+                array.view(np.int8),
+                array.astype(">u4"),
+                array.tobytes(),
+                array.astype(object),
+                None,
+            ]
             for other in others:
                 refuses(arrays | {name: other}, header, shapes)
 
@@ -360,9 +421,16 @@ def test_decode_refuses_size_bombs(monkeypatch):
             raise AssertionError("decompressed before the size was checked")
 
     monkeypatch.setattr(codec_module.zstandard, "ZstdDecompressor", Unreachable)
-    codes = [frame(bytes(1 << 30)), frame(good, write_content_size=False), frame(good[:-1]), frame(b"")]
+    codes = [
+        frame(bytes(1 << 30)),
+        frame(good, write_content_size=False),
+        frame(good[:-1]),
+        frame(b""),
+    ]
     for bad in codes:
-        refuses({**arrays, "values": arrays["values"], "codes": bad} | {"values": bad}, header, shapes)
+        refuses(
+            {**arrays, "values": arrays["values"], "codes": bad} | {"values": bad}, header, shapes
+        )
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -384,7 +452,9 @@ def test_damage_is_refused_or_harmless(codec, data):
         header = raw.decode("latin-1")
     else:
         dtype = arrays[part].dtype
-        arrays[part] = np.frombuffer(bytes(raw[: len(raw) // dtype.itemsize * dtype.itemsize]), dtype)
+        arrays[part] = np.frombuffer(
+            bytes(raw[: len(raw) // dtype.itemsize * dtype.itemsize]), dtype
+        )
     try:
         received = decode(arrays, header, shapes_of(tensors))
     except FedBTError:

@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import LABELS, RANK, ROUNDS, local_model, plan_of
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertForTokenClassification
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+)
 
 from fedbt_app.cli.presets import PRESETS
 from fedbt_app.codec.codec import encode
@@ -33,9 +38,10 @@ def cost_model(folder: Path, task: str, fused: bool = False) -> CostModel:
 
 
 def plans_of(method: str, task: str) -> list[RoundPlan]:
-    """Return the run's plans that differ in more than their number, of a client that is not as deep as the model."""
+    """Return a run's plans that differ in more than their number, of a client of less depth."""
     plans = [
-        plan_of(method, task, round_, 3 if METHODS[method].blocks == "scheduled" else 0) for round_ in range(ROUNDS)
+        plan_of(method, task, round_, 3 if METHODS[method].blocks == "scheduled" else 0)
+        for round_ in range(ROUNDS)
     ]
     return list({(plan.local_blocks, plan.trained_blocks): plan for plan in plans}.values())
 
@@ -47,7 +53,9 @@ def shape_of(task: str) -> StepShape:
 def batch_of(task: str, padded: bool) -> Batch:
     shape = shape_of(task)
     mask = torch.arange(shape.length) < torch.tensor([[16], [12], [9]]) if padded else None
-    ids = torch.randint(5, 40, (shape.batch, shape.length), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(
+        5, 40, (shape.batch, shape.length), generator=torch.Generator().manual_seed(0)
+    )
     positions = torch.arange(shape.positions).expand(shape.batch, -1)
     return Batch(ids, mask, positions.contiguous(), torch.ones_like(positions))
 
@@ -58,19 +66,26 @@ def measured(run: Callable[[], torch.Tensor]) -> int:
     return meter.total
 
 
-# FLOPs --------------------------------------------------------------------------------------------------------
+# FLOPs --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_prediction_of_a_step_is_what_the_dispatcher_counts(method: str, tiny_bert: Path) -> None:
+def test_the_prediction_of_a_step_is_what_the_dispatcher_counts(
+    method: str, tiny_bert: Path
+) -> None:
     for task, dropout in product(LABELS, (0.0, 0.1)):
         costs = cost_model(tiny_bert, task, fused=dropout == 0)
         for plan in plans_of(method, task):
             local = local_model(tiny_bert, task, plan, dropout)
             for padded in (False, True):
                 batch = batch_of(task, padded)
-                found = measured(lambda local=local, batch=batch: forward.loss(local, batch))  # type: ignore[misc]
-                assert found == costs.step_flops(plan, shape_of(task)), (task, dropout, padded, plan)
+                found = measured(lambda local=local, batch=batch: forward.loss(local, batch))
+                assert found == costs.step_flops(plan, shape_of(task)), (
+                    task,
+                    dropout,
+                    padded,
+                    plan,
+                )
 
 
 def test_a_step_over_the_cached_prefix_is_what_the_dispatcher_counts(tiny_bert: Path) -> None:
@@ -78,8 +93,12 @@ def test_a_step_over_the_cached_prefix_is_what_the_dispatcher_counts(tiny_bert: 
         batch, plan = batch_of(task, padded=False), plan_of(method, task, schedule="-2,-1")
         local, depth = local_model(tiny_bert, task, plan), plan.lowest_trained
         start = forward.prefix(local, batch, depth)
-        found = measured(lambda local=local, batch=batch, start=start: forward.loss(local, batch, start))  # type: ignore[misc]
-        assert found == cost_model(tiny_bert, task, fused=True).step_flops(plan, shape_of(task), start=depth)
+        found = measured(
+            lambda local=local, batch=batch, start=start: forward.loss(local, batch, start)
+        )
+        assert found == cost_model(tiny_bert, task, fused=True).step_flops(
+            plan, shape_of(task), start=depth
+        )
 
 
 def test_the_stock_step_is_what_the_dispatcher_counts_for_transformers_own_model() -> None:
@@ -113,7 +132,7 @@ def test_the_stock_step_is_what_the_dispatcher_counts_for_transformers_own_model
             "labels": torch.ones(2, dtype=torch.int64) if task == "classification" else ids % 3,
         }
         model = kind(config).train()
-        found = measured(lambda model=model, inputs=inputs: model(**inputs).loss)  # type: ignore[misc]
+        found = measured(lambda model=model, inputs=inputs: model(**inputs).loss)
         assert found == CostModel(architecture, TASKS[task], 3).stock_step_flops(batch=2, length=16)
 
 
@@ -126,17 +145,26 @@ def test_training_more_never_costs_less() -> None:
     assert by_lowest[0] < costs.full_step_flops(shape) < costs.stock_step_flops(16, 128)
 
 
-# Parameters and bytes -----------------------------------------------------------------------------------------
+# Parameters and bytes -----------------------------------------------------------------------------
 
 
 def test_predicted_payload_is_what_the_codec_makes(tiny_bert: Path) -> None:
-    shapes = Checkpoint(tiny_bert).architecture.block(0) | {"odd": (3, 7), "scalar": (), "none": (0, 4)}
+    shapes = Checkpoint(tiny_bert).architecture.block(0) | {
+        "odd": (3, 7),
+        "scalar": (),
+        "none": (0, 4),
+    }
     tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
     for codec in CODECS:
-        assert payload_bytes(shapes.values(), codec) == encode(tensors, codec.removesuffix("+zstd")).nbytes
+        assert (
+            payload_bytes(shapes.values(), codec)
+            == encode(tensors, codec.removesuffix("+zstd")).nbytes
+        )
 
 
-def test_int4_sends_a_hundredth_of_bert_base_in_pre_training_and_a_thirtieth_in_fine_tuning() -> None:
+def test_int4_sends_a_hundredth_of_bert_base_in_pre_training_and_a_thirtieth_in_fine_tuning() -> (
+    None
+):
     for task, labels, bound in (("mlm", 0, 0.0105), ("classification", 13, 0.03)):
         costs = CostModel(BERT_BASE, TASKS[task], labels, codec="int4")
         plans = RunPlan(METHODS["fedbt"], TASKS[task], 12, 10, PAPER).rounds()
@@ -152,16 +180,24 @@ def test_int4_sends_a_hundredth_of_bert_base_in_pre_training_and_a_thirtieth_in_
         assert sum(sizes[part] for part in parts) / (len(plans) * full) <= bound
 
 
-def test_trained_parameters_and_bytes_are_those_of_a_real_local_models_delta(tiny_bert: Path) -> None:
+def test_trained_parameters_and_bytes_are_those_of_a_real_local_models_delta(
+    tiny_bert: Path,
+) -> None:
     for method, task in product(METHODS, LABELS):
         costs = cost_model(tiny_bert, task)
         for plan in plans_of(method, task):
             local = local_model(tiny_bert, task, plan)
             deltas = by_part(local.snapshot(), local.encoder)
             assert set(deltas) == set(plan.trained_parts)
-            assert costs.trained_parameters(plan) == sum(value.numel() for value in local.trained.values())
+            assert costs.trained_parameters(plan) == sum(
+                value.numel() for value in local.trained.values()
+            )
             sent = sum(encode(tensors, "float32").nbytes for tensors in deltas.values())
-            assert costs.round(plan, shape_of(task)).exchange_bytes == costs.exchange_bytes(plan) == sent
+            assert (
+                costs.round(plan, shape_of(task)).exchange_bytes
+                == costs.exchange_bytes(plan)
+                == sent
+            )
 
 
 def test_full_model_bytes_are_those_of_every_parameter(tiny_bert: Path) -> None:
@@ -177,7 +213,9 @@ def test_a_client_of_half_depth_is_predicted_cheaper_in_every_way() -> None:
     task = TASKS["mlm"]
     costs, plan = CostModel(BERT_BASE, task, 0), RunPlan(METHODS["fedbt"], task, 12, 10, PAPER)
     shape = costs.full_shape(16, 128, 0.15)
-    for half, full_depth in zip(plan.rounds(local_depth=6), plan.rounds(local_depth=12), strict=True):
+    for half, full_depth in zip(
+        plan.rounds(local_depth=6), plan.rounds(local_depth=12), strict=True
+    ):
         one, other = costs.round(half, shape), costs.round(full_depth, shape)
         assert one.step_flops < other.step_flops
         assert one.memory_bytes < other.memory_bytes
@@ -186,4 +224,6 @@ def test_a_client_of_half_depth_is_predicted_cheaper_in_every_way() -> None:
 
 def test_a_full_batch_reads_the_tasks_positions() -> None:
     for task, positions in {"mlm": 10, "classification": 1, "ner": 64}.items():
-        assert CostModel(BERT_BASE, TASKS[task], 3).full_shape(8, 64, 0.15) == StepShape(8, 64, positions)
+        assert CostModel(BERT_BASE, TASKS[task], 3).full_shape(8, 64, 0.15) == StepShape(
+            8, 64, positions
+        )

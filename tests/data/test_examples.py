@@ -17,7 +17,10 @@ from fedbt_app.errors import FedBTError
 
 BASE = defaults()
 ROWS = [{"text": f"patient {number} is well", "label": "ab"[number % 2]} for number in range(40)]
-WORDS = [{"tokens": ["Acetaminophen", "helps", str(n)], "ner_tags": ["B-Drug", "O", "O"]} for n in range(20)]
+WORDS = [
+    {"tokens": ["Acetaminophen", "helps", str(n)], "ner_tags": ["B-Drug", "O", "O"]}
+    for n in range(20)
+]
 
 
 @cache
@@ -37,8 +40,15 @@ def no_tokenizer() -> Any:
 @pytest.fixture
 def config(tmp_path: Path) -> Callable[..., RunConfig]:
     def make(**values: Any) -> RunConfig:
-        own = {"cache_dir": str(tmp_path / "cache"), "dataset": str(tmp_path / "data"), "partitioner": "iid"}
-        own = {name: str(value) if isinstance(value, Path) else value for name, value in (own | values).items()}
+        own = {
+            "cache_dir": str(tmp_path / "cache"),
+            "dataset": str(tmp_path / "data"),
+            "partitioner": "iid",
+        }
+        own = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in (own | values).items()
+        }
         return RunConfig.load(BASE | {name.replace("_", "-"): value for name, value in own.items()})
 
     return make
@@ -56,7 +66,9 @@ def client(config: RunConfig, partition: tuple[int, int] | None = None) -> examp
 
 
 def texts(examples: Iterable[Any]) -> list[str]:
-    return [tokenizer().decode(example["input_ids"], skip_special_tokens=True) for example in examples]
+    return [
+        tokenizer().decode(example["input_ids"], skip_special_tokens=True) for example in examples
+    ]
 
 
 def raised(call: Callable[[], Any]) -> str:
@@ -65,7 +77,7 @@ def raised(call: Callable[[], Any]) -> str:
     return str(caught.value)
 
 
-# Labels -------------------------------------------------------------------------------------------------------
+# Labels -------------------------------------------------------------------------------------------
 
 
 def test_text_in_the_place_of_labels_does_not_leave_the_site(tmp_path: Path, config: Any) -> None:
@@ -78,23 +90,35 @@ def test_text_in_the_place_of_labels_does_not_leave_the_site(tmp_path: Path, con
     assert client(config()).label_counts.keys() == {"a", "b"}
 
 
-# Splits -------------------------------------------------------------------------------------------------------
+# Splits -------------------------------------------------------------------------------------------
 
 
 def test_a_folder_has_its_own_splits(tmp_path: Path, config: Any) -> None:
     write(tmp_path / "data" / "train.jsonl", ROWS[:20])
     write(tmp_path / "data" / "validation.jsonl", ROWS[20:30])
-    assert texts(examples.test_data(config(), tokenizer, "minilm")) == [row["text"] for row in ROWS[20:30]]
+    assert texts(examples.test_data(config(), tokenizer, "minilm")) == [
+        row["text"] for row in ROWS[20:30]
+    ]
     write(tmp_path / "data" / "test.jsonl", ROWS[30:])
-    assert texts(examples.test_data(config(), tokenizer, "minilm")) == [row["text"] for row in ROWS[30:]]
+    assert texts(examples.test_data(config(), tokenizer, "minilm")) == [
+        row["text"] for row in ROWS[30:]
+    ]
     for partition in (None, (0, 1)):
         found = client(config(), partition)
-        assert sorted(texts([*found.train, *found.heldout])) == sorted(row["text"] for row in ROWS[:20])
-    assert examples.describe(config()) == "local data data (test.jsonl, train.jsonl, validation.jsonl)"
+        assert sorted(texts([*found.train, *found.heldout])) == sorted(
+            row["text"] for row in ROWS[:20]
+        )
+    assert (
+        examples.describe(config()) == "local data data (test.jsonl, train.jsonl, validation.jsonl)"
+    )
 
 
-def test_a_site_of_its_own_trains_on_all_its_rows_without_a_test_split(tmp_path: Path, config: Any) -> None:
-    made = config(dataset=write(tmp_path / "x.jsonl", ROWS), test_fraction=0.5, heldout_fraction=0.1)
+def test_a_site_of_its_own_trains_on_all_its_rows_without_a_test_split(
+    tmp_path: Path, config: Any
+) -> None:
+    made = config(
+        dataset=write(tmp_path / "x.jsonl", ROWS), test_fraction=0.5, heldout_fraction=0.1
+    )
     site, only_client = client(made, None), client(made, (0, 1))
     assert sorted(texts([*site.train, *site.heldout])) == sorted(row["text"] for row in ROWS)
     assert (len(site.train), len(site.heldout)) == (36, 4)
@@ -125,7 +149,10 @@ def test_mlm_splits_rows_before_chunking(tmp_path: Path, config: Any) -> None:
     made = config(dataset=file, task="mlm", max_length=32, test_fraction=0.2, heldout_fraction=0.2)
     found = client(made, (0, 1))
     parts = [found.train, found.heldout, examples.test_data(made, tokenizer, "minilm")]
-    seen = [{int(word) for text in texts(part) for word in text.split() if word.isdigit()} for part in parts]
+    seen = [
+        {int(word) for text in texts(part) for word in text.split() if word.isdigit()}
+        for part in parts
+    ]
     assert [len(numbers) for numbers in seen] == [19, 5, 6]
     assert set.union(*seen) == set(range(30))
 
@@ -163,11 +190,13 @@ def test_natural_sites(tmp_path: Path, config: Any) -> None:
     assert [set(client(made, (number, 2)).label_counts) for number in range(2)] == [{"a"}, {"b"}]
 
 
-# Word pieces --------------------------------------------------------------------------------------------------
+# Word pieces --------------------------------------------------------------------------------------
 
 
 def test_classification_is_truncated(tmp_path: Path, config: Any) -> None:
-    file = write(tmp_path / "x.jsonl", [{"text": "word " * 50, "label": "a"}, {"text": "word", "label": "a"}])
+    file = write(
+        tmp_path / "x.jsonl", [{"text": "word " * 50, "label": "a"}, {"text": "word", "label": "a"}]
+    )
     found = client(config(dataset=file, max_length=16, test_fraction=0.0, heldout_fraction=0.0))
     first, second = found.train["input_ids"]
     mark = tokenizer()
@@ -191,11 +220,17 @@ def test_tags_stand_at_the_first_piece_of_each_word(tmp_path: Path, config: Any)
     pieces = tokenizer().convert_ids_to_tokens(example["input_ids"])
     assert list(zip(pieces, example["tags"], strict=True)) == wanted
     assert len(wanted) > len(words) + 2  # some word has several pieces
-    assert found.label_counts == {"B-Disease": 1, "B-Drug": 1, "O": 2}  # one word has no piece at all
+    assert found.label_counts == {
+        "B-Disease": 1,
+        "B-Drug": 1,
+        "O": 2,
+    }  # one word has no piece at all
 
 
 def test_ner_is_truncated_with_its_tags(tmp_path: Path, config: Any) -> None:
-    file = write(tmp_path / "x.jsonl", [{"tokens": ["word"] * 30, "ner_tags": ["B-X"] + ["I-X"] * 29}])
+    file = write(
+        tmp_path / "x.jsonl", [{"tokens": ["word"] * 30, "ner_tags": ["B-X"] + ["I-X"] * 29}]
+    )
     (example,) = client(config(dataset=file, task="ner", max_length=10, test_fraction=0.0)).train
     assert example["tags"] == ["", "B-X", *["I-X"] * 7, ""]
     assert len(example["input_ids"]) == 10
@@ -203,17 +238,24 @@ def test_ner_is_truncated_with_its_tags(tmp_path: Path, config: Any) -> None:
 
 def test_chunks_hold_every_piece(tmp_path: Path, config: Any) -> None:
     mark = tokenizer()
-    long = [{"text": f"{'alpha ' * 20}one"}, {"text": "beta " * 7}, {"text": "gamma " * 30}]  # 21+1+7+1+30 = 60
+    # of 21 + 7 + 30 pieces and two separators: 60
+    long = [{"text": text} for text in (f"{'alpha ' * 20}one", "beta " * 7, "gamma " * 30)]
     for words in (0, 3, 9):  # pieces in a fourth, short text: its chunk is too short, or not
         rows = [*long, {"text": "delta " * words}] if words else long
         file = write(tmp_path / f"{words}.jsonl", rows)
-        made = config(dataset=file, task="mlm", max_length=22, test_fraction=0.0, heldout_fraction=0.0)
+        made = config(
+            dataset=file, task="mlm", max_length=22, test_fraction=0.0, heldout_fraction=0.0
+        )
         chunks = client(made).train["input_ids"]
         stream: list[int] = []
         for row in rows:
-            stream += [mark.sep_token_id] * bool(stream) + mark(row["text"], add_special_tokens=False)["input_ids"]
+            stream += [mark.sep_token_id] * bool(stream) + mark(
+                row["text"], add_special_tokens=False
+            )["input_ids"]
         assert len(stream) == 60 + (1 + words if words else 0)
-        assert {(chunk[0], chunk[-1]) for chunk in chunks} == {(mark.cls_token_id, mark.sep_token_id)}
+        assert {(chunk[0], chunk[-1]) for chunk in chunks} == {
+            (mark.cls_token_id, mark.sep_token_id)
+        }
         assert [len(chunk) for chunk in chunks] == [22, 22, 22] + ([12] if words == 9 else [])
         kept = stream if words == 9 else stream[:60]
         assert list(chain(*(chunk[1:-1] for chunk in chunks))) == kept
@@ -224,10 +266,12 @@ def test_too_little_text_to_train_on(tmp_path: Path, config: Any) -> None:
     assert "leaves nothing to train on" in raised(lambda: client(config(dataset=file, task="mlm")))
 
 
-# Cache --------------------------------------------------------------------------------------------------------
+# Cache --------------------------------------------------------------------------------------------
 
 
-def test_a_hit_loads_neither_data_nor_tokenizer(tmp_path: Path, config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hit_loads_neither_data_nor_tokenizer(
+    tmp_path: Path, config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for task, rows in {"classification": ROWS, "mlm": ROWS, "ner": WORDS}.items():
         made = config(dataset=write(tmp_path / f"{task}.jsonl", rows), task=task)
         first, test = client(made, (0, 2)), examples.test_data(made, tokenizer, "minilm")
@@ -247,14 +291,29 @@ def test_whatever_matters_makes_another_entry(tmp_path: Path, config: Any) -> No
     def made(tokenizer_id: str = "minilm", partition: Any = None, **values: Any) -> int:
         before = len(calls)
         examples.client_data(
-            config(dataset=file, **values), lambda: (calls.append("x"), tokenizer())[1], tokenizer_id, partition
+            config(dataset=file, **values),
+            lambda: (calls.append("x"), tokenizer())[1],
+            tokenizer_id,
+            partition,
         )
         return len(calls) - before
 
     assert made() == 1
     assert made(num_rounds=99, learning_rate=0.1) == 0  # settings of the training do not matter
-    assert made("other") == made(partition=(0, 2)) == made(partition=(1, 2)) == made(max_length=32) == 1
-    assert made(seed=8) == made(heldout_fraction=0.3) == made(max_train_examples=9) == made(task="mlm") == 1
+    assert (
+        made("other")
+        == made(partition=(0, 2))
+        == made(partition=(1, 2))
+        == made(max_length=32)
+        == 1
+    )
+    assert (
+        made(seed=8)
+        == made(heldout_fraction=0.3)
+        == made(max_train_examples=9)
+        == made(task="mlm")
+        == 1
+    )
     before = file.stat()
     write(file, ROWS[::-1])
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
@@ -264,17 +323,20 @@ def test_whatever_matters_makes_another_entry(tmp_path: Path, config: Any) -> No
 
 
 TRAINING = """
-method model num_rounds local_epochs local_depth batch_size learning_rate weight_decay dropout mask_probability
-lora_rank lora_alpha codec reference participation min_clients round_timeout client_evaluation device output_dir
-cache_dir pool_dir precision prefix_cache_gb tokens_per_batch micro_batch_size checkpointing
-masking static_maskings min_replies below_minimum resume tensorboard central_evaluation schedule server_momentum
-learning_rate_decay aggregation server_optimizer privacy
+method model num_rounds local_epochs local_depth batch_size learning_rate weight_decay dropout
+mask_probability lora_rank lora_alpha codec reference participation min_clients round_timeout
+client_evaluation device output_dir cache_dir pool_dir precision prefix_cache_gb tokens_per_batch
+micro_batch_size checkpointing masking static_maskings min_replies below_minimum resume
+tensorboard central_evaluation schedule server_momentum learning_rate_decay aggregation
+server_optimizer privacy
 """
 
 
 def test_the_cache_key_covers_every_setting_of_the_data() -> None:
     left = {spec.name for spec in fields(RunConfig)} - set(TRAINING.split())
-    assert left == {*examples._CLIENT_KEYS, "dataset"}, "add a new config key to examples._CLIENT_KEYS or to TRAINING"
+    assert left == {*examples._CLIENT_KEYS, "dataset"}, (
+        "add a new config key to examples._CLIENT_KEYS or to TRAINING"
+    )
 
 
 def test_a_corrupt_entry_is_made_anew(tmp_path: Path, config: Any) -> None:
@@ -308,11 +370,15 @@ def test_losing_the_race_uses_the_winner(tmp_path: Path, config: Any) -> None:
 def test_a_cache_that_cannot_be_written(tmp_path: Path, config: Any) -> None:
     (tmp_path / "cache").write_text("a file, not a folder")
     file = write(tmp_path / "x.jsonl", ROWS)
-    assert "set cache-dir to a folder that can be written" in raised(lambda: client(config(dataset=file)))
+    assert "set cache-dir to a folder that can be written" in raised(
+        lambda: client(config(dataset=file))
+    )
 
 
 def test_embedded_data(config: Any) -> None:
-    made = config(dataset="embedded", partitioner="dirichlet", max_train_examples=400, max_test_examples=50)
+    made = config(
+        dataset="embedded", partitioner="dirichlet", max_train_examples=400, max_test_examples=50
+    )
     found = client(made, (1, 4))
     assert len(found.train) + len(found.heldout) == sum(found.label_counts.values())
     assert len(examples.test_data(made, tokenizer, "minilm")) == 50

@@ -57,7 +57,9 @@ def test_sizes_follow_the_weights(rows: int, weights: list[float], seed: int) ->
     alpha=st.floats(1, 50),
     seed=st.integers(0, 9),
 )
-def test_dirichlet_uses_every_row_once(labels: list[str], clients: int, alpha: float, seed: int) -> None:
+def test_dirichlet_uses_every_row_once(
+    labels: list[str], clients: int, alpha: float, seed: int
+) -> None:
     parts = dirichlet(labels, clients, alpha, seed)
     assert_every_row_once(parts, len(labels))
     assert min(len(part) for part in parts) >= MIN_ROWS
@@ -86,14 +88,18 @@ def test_another_seed_is_another_split() -> None:
 
 def test_dirichlet_draws_again_until_no_client_goes_short(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = ["a"] * 50 + ["b"] * 50
-    assert min(len(part) for seed in range(20) for part in dirichlet(labels, 4, 0.3, seed)) >= MIN_ROWS
+    assert (
+        min(len(part) for seed in range(20) for part in dirichlet(labels, 4, 0.3, seed)) >= MIN_ROWS
+    )
     monkeypatch.setattr("fedbt_app.data.partition.DRAWS", 1)
     with pytest.raises(FedBTError, match="fewer than 2 rows"):
         [dirichlet(labels, 4, 0.3, seed) for seed in range(20)]
 
 
 def test_dirichlet_gives_up_when_clients_must_go_short() -> None:
-    with pytest.raises(FedBTError, match=r"raise dirichlet-alpha .*fewer clients or partitioner=iid"):
+    with pytest.raises(
+        FedBTError, match=r"raise dirichlet-alpha .*fewer clients or partitioner=iid"
+    ):
         dirichlet(["a"] * 50 + ["b"] * 50, 5, 0.001, 0)
 
 
@@ -101,7 +107,9 @@ def test_dirichlet_gives_up_when_clients_must_go_short() -> None:
 def test_natural_keeps_sites_whole(sites: list[int], clients: int) -> None:
     distinct = len(set(sites))
     if distinct < clients:
-        with pytest.raises(FedBTError, match=f"{distinct} distinct values, too few for {clients} clients"):
+        with pytest.raises(
+            FedBTError, match=f"{distinct} distinct values, too few for {clients} clients"
+        ):
             natural(sites, clients)
         return
     parts = natural(sites, clients)
@@ -149,7 +157,11 @@ def test_impossible_splits_say_what_to_set() -> None:
         ({}, 2, "needs the column 'label'.*set label-column, or partitioner=iid"),
         ({"partitioner": "iid"}, 11, "10 training rows are too few for 11 clients"),
         ({"partitioner": "iid"}, 0, "use at least one"),
-        (natural_by | {"partition_column": "ward"}, 2, "partition-column 'ward' is not in the data"),
+        (
+            natural_by | {"partition_column": "ward"},
+            2,
+            "partition-column 'ward' is not in the data",
+        ),
         (natural_by | {"partition_column": "gaps"}, 2, "'gaps' is empty in 9 rows"),
         (skewed | {"partition_weights": "1,2,3"}, 2, "3 weights for 2 clients"),
         (skewed | {"partition_weights": "1,x"}, 2, "must be positive numbers"),

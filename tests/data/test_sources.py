@@ -18,7 +18,10 @@ from fedbt_app.data.sources import ENDINGS, Columns, checked, readers
 from fedbt_app.errors import FedBTError
 
 ROWS = [{"text": f"patient {number} is well", "label": "ab"[number % 2]} for number in range(40)]
-WORDS = [{"tokens": ["Acetaminophen", "helps", str(n)], "ner_tags": ["B-Drug", "O", "O"]} for n in range(20)]
+WORDS = [
+    {"tokens": ["Acetaminophen", "helps", str(n)], "ner_tags": ["B-Drug", "O", "O"]}
+    for n in range(20)
+]
 SECRET = "Mrs Smith was seen on the ward with a broken arm"
 
 
@@ -79,14 +82,20 @@ def test_a_folder_is_read_by_its_file_names(tmp_path: Path, config: Any) -> None
 
 def test_class_numbers_in_parquet_become_their_names(tmp_path: Path, config: Any) -> None:
     names = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
-    Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=names).to_parquet(tmp_path / "x.parquet")
+    Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=names).to_parquet(
+        tmp_path / "x.parquet"
+    )
     found = train(config(dataset=str(tmp_path / "x.parquet")))
     assert found["label"] == ["yes", "no"]
-    Dataset.from_dict({"text": ["a"], "label": [-1]}, features=names).to_parquet(tmp_path / "z.parquet")
+    Dataset.from_dict({"text": ["a"], "label": [-1]}, features=names).to_parquet(
+        tmp_path / "z.parquet"
+    )
     assert "train row 1: column 'label' has no label" in raised(
         lambda: train(config(dataset=str(tmp_path / "z.parquet")))
     )
-    tags = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=["O", "B-X"]))})
+    tags = Features(
+        {"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=["O", "B-X"]))}
+    )
     rows = {"tokens": [["up", "down"]], "ner_tags": [[1, 0]]}
     Dataset.from_dict(rows, features=tags).to_parquet(tmp_path / "y.parquet")
     found = train(config(dataset=str(tmp_path / "y.parquet"), task="ner"))
@@ -104,7 +113,9 @@ def test_hub_data(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(name: str, subset: str | None, cache_dir: str) -> DatasetDict:
         asked.append((name, subset))
         kinds = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
-        made = Dataset.from_dict({"text": ["up", "down", "left"], "label": [0, 1, 1]}, features=kinds)
+        made = Dataset.from_dict(
+            {"text": ["up", "down", "left"], "label": [0, 1, 1]}, features=kinds
+        )
         return DatasetDict(train=made, test=made)
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
@@ -126,22 +137,36 @@ def test_a_hub_that_cannot_be_reached(config: Any, monkeypatch: pytest.MonkeyPat
 
 def test_missing_file(config: Any) -> None:
     for name in ("/no/such/place", "./none", "~/none-here", "notes.csv", "notes.jsonl.gz"):
-        assert f"no such file: dataset={name}" in raised(lambda name=name: train(config(dataset=name)))
+        assert f"no such file: dataset={name}" in raised(
+            lambda name=name: train(config(dataset=name))
+        )
 
 
 def test_malformed_files(tmp_path: Path, config: Any) -> None:
     for name, content, message in (
-        ("x.jsonl", f'{{"text": "a", "label": "b"}}\n{SECRET}', "x.jsonl: line 2 is no JSON object"),
+        (
+            "x.jsonl",
+            f'{{"text": "a", "label": "b"}}\n{SECRET}',
+            "x.jsonl: line 2 is no JSON object",
+        ),
         ("x.json", f'[{{"text": "{SECRET}"}}]', "x.json: line 1 is no JSON object"),
         ("x.csv", f"text,label\n{SECRET},a,b", "x.csv: row 1 has more fields than the header"),
-        ("x.csv", f"{SECRET},1\nb,2", "has no column 'text', only (a name of 48 characters), '1': set text-column"),
+        (
+            "x.csv",
+            f"{SECRET},1\nb,2",
+            "has no column 'text', only (a name of 48 characters), '1': set text-column",
+        ),
         ("x.parquet", SECRET, "x.parquet cannot be read (Arrow"),
         ("x.jsonl.gz", SECRET, "x.jsonl.gz cannot be read (BadGzipFile)"),
         ("x.pdf", SECRET, "x.pdf is of no known kind"),
         ("x.jsonl", "", "has no column 'text', only none"),
         ("x.jsonl", '{"text": " ", "label": "b"}', "no row with text in column 'text'"),
         ("x.jsonl", '{"text": 5, "label": "b"}', "train row 1: column 'text' holds no text"),
-        ("x.jsonl", f'{{"text": "{SECRET}", "label": null}}', "train row 1: column 'label' has no label"),
+        (
+            "x.jsonl",
+            f'{{"text": "{SECRET}", "label": null}}',
+            "train row 1: column 'label' has no label",
+        ),
     ):
         (tmp_path / name).write_text(content)
         assert message in raised(lambda name=name: train(config(dataset=str(tmp_path / name))))
@@ -167,9 +192,15 @@ def test_missing_column(tmp_path: Path, config: Any) -> None:
     cases: tuple[tuple[dict[str, str], str], ...] = (
         ({"text_column": "abstract"}, "'abstract', only 'text', 'label': set text-column"),
         ({"label_column": "class"}, "'class', only 'text', 'label': set label-column"),
-        ({"task": "mlm", "text_column": "abstract"}, "'abstract', only 'text', 'label': set text-column"),
+        (
+            {"task": "mlm", "text_column": "abstract"},
+            "'abstract', only 'text', 'label': set text-column",
+        ),
         ({"task": "ner"}, "'tokens', only 'text', 'label': set tokens-column"),
-        ({"task": "ner", "tokens_column": "text"}, "'ner_tags', only 'text', 'label': set tags-column"),
+        (
+            {"task": "ner", "tokens_column": "text"},
+            "'ner_tags', only 'text', 'label': set tags-column",
+        ),
     )
     for values, missing in cases:
         message = raised(lambda values=values: train(config(dataset=str(file), **values)))
@@ -179,7 +210,11 @@ def test_missing_column(tmp_path: Path, config: Any) -> None:
 def test_wrong_tags(tmp_path: Path, config: Any) -> None:
     cases: tuple[tuple[Any, Any, str], ...] = (
         (["a", "b"], ["O"], "train row 2 has 2 tokens but 1 tags"),
-        (["a", "b"], ["O", "Drug"], "train row 2: tag 2 of column 'ner_tags' is none of O, B-x, I-x"),
+        (
+            ["a", "b"],
+            ["O", "Drug"],
+            "train row 2: tag 2 of column 'ner_tags' is none of O, B-x, I-x",
+        ),
         (["a"], ["B-"], "tag 1 of column"),
         (["a"], [1], "tag 1 of column"),
         (["a"], [SECRET], "tag 1 of column"),
@@ -193,17 +228,24 @@ def test_wrong_tags(tmp_path: Path, config: Any) -> None:
 
 def test_label_outside_the_set(tmp_path: Path, config: Any) -> None:
     file = write(tmp_path / "x.jsonl", ROWS)
-    assert "has the label 'b', not one of a,c" in raised(lambda: train(config(dataset=str(file), labels="a,c")))
+    assert "has the label 'b', not one of a,c" in raised(
+        lambda: train(config(dataset=str(file), labels="a,c"))
+    )
     assert train(config(dataset=str(file), labels="b,a"))["label"] == [row["label"] for row in ROWS]
     file = write(tmp_path / "y.jsonl", WORDS)
     message = raised(lambda: train(config(dataset=str(file), task="ner", labels="O,B-Disease")))
     assert "train row 1 has the label 'B-Drug', not one of O,B-Disease" in message
     file = write(tmp_path / "z.jsonl", [{"text": "a", "label": SECRET}])
-    assert "(a name of 48 characters)" in raised(lambda: train(config(dataset=str(file), labels="a")))
+    assert "(a name of 48 characters)" in raised(
+        lambda: train(config(dataset=str(file), labels="a"))
+    )
 
 
 def test_rows_without_text_are_dropped(tmp_path: Path, config: Any) -> None:
-    file = write(tmp_path / "x.jsonl", [*ROWS[:4], {"text": None, "label": "a"}, {"text": "  ", "label": None}])
+    file = write(
+        tmp_path / "x.jsonl",
+        [*ROWS[:4], {"text": None, "label": "a"}, {"text": "  ", "label": None}],
+    )
     found = train(config(dataset=str(file)))
     assert found["text"] == [row["text"] for row in ROWS[:4]]
     empty = [

@@ -41,15 +41,19 @@ def folder_of(tiny_bert: Path, tmp_path: Path) -> Callable[..., Path]:
 def old_names(tensors: Tensors) -> Tensors:
     renamed = {}
     for name, value in tensors.items():
-        name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        )
         renamed[f"bert.{name}"] = value
     return renamed
 
 
-# Reading ------------------------------------------------------------------------------------------------------
+# Reading ------------------------------------------------------------------------------------------
 
 
-def test_names_without_prefix_are_read_by_their_canonical_names(tiny_bert: Path, stored: Tensors) -> None:
+def test_names_without_prefix_are_read_by_their_canonical_names(
+    tiny_bert: Path, stored: Tensors
+) -> None:
     checkpoint = Checkpoint(tiny_bert)
     assert not any(name.startswith("bert.") for name in stored)
     for name, value in stored.items():
@@ -59,16 +63,22 @@ def test_names_without_prefix_are_read_by_their_canonical_names(tiny_bert: Path,
     assert "classifier.weight" not in checkpoint
 
 
-def test_gamma_and_beta_of_old_exports_are_weight_and_bias(stored: Tensors, folder_of: Callable[..., Path]) -> None:
+def test_gamma_and_beta_of_old_exports_are_weight_and_bias(
+    stored: Tensors, folder_of: Callable[..., Path]
+) -> None:
     for file in FILES:
         checkpoint = Checkpoint(folder_of(old_names(stored), file))
         for kind in ("weight", "bias"):
             wanted = stored[f"encoder.layer.2.output.LayerNorm.{kind}"]
-            assert torch.equal(checkpoint.tensor(f"bert.encoder.layer.2.output.LayerNorm.{kind}"), wanted)
+            assert torch.equal(
+                checkpoint.tensor(f"bert.encoder.layer.2.output.LayerNorm.{kind}"), wanted
+            )
 
 
 def test_half_precision_is_read_as_float32(stored: Tensors, folder_of: Callable[..., Path]) -> None:
-    checkpoint = Checkpoint(folder_of({name: value.to(torch.bfloat16) for name, value in stored.items()}))
+    checkpoint = Checkpoint(
+        folder_of({name: value.to(torch.bfloat16) for name, value in stored.items()})
+    )
     read = checkpoint.tensor("bert.pooler.dense.weight")
     assert read.dtype == torch.float32
     assert torch.equal(read, stored["pooler.dense.weight"].to(torch.bfloat16).float())
@@ -77,22 +87,30 @@ def test_half_precision_is_read_as_float32(stored: Tensors, folder_of: Callable[
 def test_safetensors_win_over_a_bin_file(stored: Tensors, folder_of: Callable[..., Path]) -> None:
     folder = folder_of(stored)
     torch.save({name: value + 1 for name, value in stored.items()}, folder / "pytorch_model.bin")
-    assert torch.equal(Checkpoint(folder).tensor("bert.pooler.dense.bias"), stored["pooler.dense.bias"])
+    assert torch.equal(
+        Checkpoint(folder).tensor("bert.pooler.dense.bias"), stored["pooler.dense.bias"]
+    )
 
 
 def test_a_lacking_tensor_is_named(stored: Tensors, folder_of: Callable[..., Path]) -> None:
     del stored["encoder.layer.1.output.dense.bias"]
-    with pytest.raises(FedBTError, match=r"lacks tensor bert\.encoder\.layer\.1\.output\.dense\.bias"):
+    with pytest.raises(
+        FedBTError, match=r"lacks tensor bert\.encoder\.layer\.1\.output\.dense\.bias"
+    ):
         Checkpoint(folder_of(stored)).fingerprint(HeadKind.TOKEN)
 
 
-def test_label_names_come_in_the_order_of_their_ids(stored: Tensors, folder_of: Callable[..., Path]) -> None:
+def test_label_names_come_in_the_order_of_their_ids(
+    stored: Tensors, folder_of: Callable[..., Path]
+) -> None:
     names = {str(index): f"class {12 - index}" for index in reversed(range(12))}
-    assert Checkpoint(folder_of(stored, id2label=names)).labels == tuple(f"class {12 - i}" for i in range(12))
+    assert Checkpoint(folder_of(stored, id2label=names)).labels == tuple(
+        f"class {12 - i}" for i in range(12)
+    )
     assert Checkpoint(folder_of(stored, id2label=None)).labels == ()
 
 
-# Fingerprint --------------------------------------------------------------------------------------------------
+# Fingerprint --------------------------------------------------------------------------------------
 
 
 def test_the_fingerprint_is_that_of_the_weights_whatever_file_and_names(
@@ -100,7 +118,9 @@ def test_the_fingerprint_is_that_of_the_weights_whatever_file_and_names(
 ) -> None:
     wanted = Checkpoint(tiny_bert).fingerprint(HeadKind.SEQUENCE)
     double = {name: value.double() for name, value in stored.items()}
-    assert Checkpoint(folder_of(stored, "pytorch_model.bin")).fingerprint(HeadKind.SEQUENCE) == wanted
+    assert (
+        Checkpoint(folder_of(stored, "pytorch_model.bin")).fingerprint(HeadKind.SEQUENCE) == wanted
+    )
     for same in (old_names(stored), double):
         assert Checkpoint(folder_of(same)).fingerprint(HeadKind.SEQUENCE) == wanted
 
@@ -110,7 +130,10 @@ def test_a_head_counts_for_the_fingerprint_where_the_task_starts_from_it(
 ) -> None:
     pooler = stored | {"pooler.dense.bias": stored["pooler.dense.bias"] + 1e-6}
     no_pooler = {name: value for name, value in stored.items() if not name.startswith("pooler.")}
-    base, others = Checkpoint(tiny_bert), [Checkpoint(folder_of(tensors)) for tensors in (pooler, no_pooler)]
+    base, others = (
+        Checkpoint(tiny_bert),
+        [Checkpoint(folder_of(tensors)) for tensors in (pooler, no_pooler)],
+    )
     for other in others:
         assert other.fingerprint(HeadKind.SEQUENCE) != base.fingerprint(HeadKind.SEQUENCE)
         assert other.fingerprint(HeadKind.TOKEN) == base.fingerprint(HeadKind.TOKEN)
@@ -130,7 +153,11 @@ def test_the_same_weights_that_compute_otherwise_have_another_fingerprint(
     tiny_bert: Path, stored: Tensors, folder_of: Callable[..., Path]
 ) -> None:
     base = Checkpoint(tiny_bert).fingerprint(HeadKind.MASKED_LM)
-    changes: tuple[dict[str, Any], ...] = ({"layer_norm_eps": 1e-5}, {"num_attention_heads": 2}, {"hidden_act": "relu"})
+    changes: tuple[dict[str, Any], ...] = (
+        {"layer_norm_eps": 1e-5},
+        {"num_attention_heads": 2},
+        {"hidden_act": "relu"},
+    )
     for change in changes:
         assert Checkpoint(folder_of(stored, **change)).fingerprint(HeadKind.MASKED_LM) != base
 
@@ -145,7 +172,7 @@ def test_the_tokenizer_id_changes_with_the_vocabulary(
     assert Checkpoint(folder).tokenizer_id != Checkpoint(tiny_bert).tokenizer_id
 
 
-# What is refused ----------------------------------------------------------------------------------------------
+# What is refused ----------------------------------------------------------------------------------
 
 
 class Payload:
@@ -156,7 +183,9 @@ class Payload:
         return Path.touch, (self.mark,)
 
 
-def test_code_pickled_in_a_bin_file_is_not_run(tmp_path: Path, stored: Tensors, folder_of: Callable[..., Path]) -> None:
+def test_code_pickled_in_a_bin_file_is_not_run(
+    tmp_path: Path, stored: Tensors, folder_of: Callable[..., Path]
+) -> None:
     mark = tmp_path / "ran"
     folder = folder_of(stored | {"x": Payload(mark)}, "pytorch_model.bin")
     with pytest.raises(FedBTError, match=r"not a plain PyTorch weights file"):
@@ -169,7 +198,9 @@ def test_code_pickled_in_a_bin_file_is_not_run(tmp_path: Path, stored: Tensors, 
     assert mark.exists()  # it would have run
 
 
-def test_a_truncated_weights_file_is_refused_by_name(stored: Tensors, folder_of: Callable[..., Path]) -> None:
+def test_a_truncated_weights_file_is_refused_by_name(
+    stored: Tensors, folder_of: Callable[..., Path]
+) -> None:
     for file in FILES:
         path = folder_of(stored, file) / file
         content = path.read_bytes()
@@ -192,8 +223,12 @@ def test_a_missing_or_malformed_config_is_refused(tmp_path: Path) -> None:
             read_config(tmp_path)
 
 
-def test_a_model_folder_that_does_not_exist_is_not_looked_up_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedbt_app.model.checkpoint._from_hub", lambda model: pytest.fail(f"asked for {model}"))
+def test_a_model_folder_that_does_not_exist_is_not_looked_up_on_the_hub(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "fedbt_app.model.checkpoint._from_hub", lambda model: pytest.fail(f"asked for {model}")
+    )
     for model in ("/no/such/folder", "./none", "~/none-here", "some/deep/folder"):
         with pytest.raises(FedBTError, match=f"model folder {model} does not exist"):
             find_model(model)

@@ -9,7 +9,9 @@ from fedbt_app.model.device import pick_device, use_bfloat16
 
 def test_what_is_no_device_of_ours_is_refused() -> None:
     for wanted in ("mps", "meta", "gpu", "", "cpu:x"):
-        with pytest.raises(FedBTError, match=f"device={wanted} is not a device: use auto, cpu, cuda or cuda:1"):
+        with pytest.raises(
+            FedBTError, match=f"device={wanted} is not a device: use auto, cpu, cuda or cuda:1"
+        ):
             pick_device(wanted)
 
 
@@ -31,7 +33,9 @@ def test_a_numbered_gpu_is_there_and_its_driver_started(monkeypatch: pytest.Monk
         pick_device("cuda:2")
 
 
-def test_bfloat16_is_taken_where_the_processor_is_faster_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_is_taken_where_the_processor_is_faster_at_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     cpu = torch.device("cpu")
     for found, faster in (
         ({"cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False}, True),

@@ -68,8 +68,12 @@ def test_loss_and_all_gradients_are_the_stock_models(plan: str, tiny_bert: Path)
             if not value.requires_grad:
                 assert gradients[name] is None, (task, name)
             else:
-                torch.testing.assert_close(gradients[name], value.grad, atol=1e-5, rtol=1e-5, msg=f"{task} {name}")
-        assert sum(float(value.abs().sum()) for value in gradients.values() if value is not None) > 0
+                torch.testing.assert_close(
+                    gradients[name], value.grad, atol=1e-5, rtol=1e-5, msg=f"{task} {name}"
+                )
+        assert (
+            sum(float(value.abs().sum()) for value in gradients.values() if value is not None) > 0
+        )
 
 
 def test_logits_are_the_stock_models_at_the_loss_positions(tiny_bert: Path) -> None:
@@ -77,9 +81,15 @@ def test_logits_are_the_stock_models_at_the_loss_positions(tiny_bert: Path) -> N
         local, batch = local_model(tiny_bert, task, PLANS["full"]), batch_of(task, padded=True)
         assert batch.mask is not None
         with torch.no_grad():
-            wanted = local.module(input_ids=batch.input_ids, attention_mask=batch.mask.long()).logits
+            wanted = local.module(
+                input_ids=batch.input_ids, attention_mask=batch.mask.long()
+            ).logits
             found = forward.logits(local, batch)
-        wanted = wanted[:, None] if task == "classification" else wanted[torch.arange(3)[:, None], batch.positions]
+        wanted = (
+            wanted[:, None]
+            if task == "classification"
+            else wanted[torch.arange(3)[:, None], batch.positions]
+        )
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
@@ -89,13 +99,19 @@ def test_no_graph_is_kept_below_the_lowest_trained_block(plan: str, tiny_bert: P
         local, outputs = local_model(tiny_bert, task, PLANS[plan]), []
         bert = local.module.bert
         for module in (bert.embeddings, *(layer.output.LayerNorm for layer in bert.encoder.layer)):
-            module.register_forward_hook(lambda module, inputs, output, seen=outputs: seen.append(output))
+            module.register_forward_hook(
+                lambda module, inputs, output, seen=outputs: seen.append(output)
+            )
         forward.loss(local, batch_of(task, padded=False))
         positions = range(-1, len(local.plan.local_blocks))
-        assert [output.requires_grad for output in outputs] == [at >= local.plan.lowest_trained for at in positions]
+        assert [output.requires_grad for output in outputs] == [
+            at >= local.plan.lowest_trained for at in positions
+        ]
 
 
-def test_the_last_block_and_the_head_compute_only_the_positions_that_the_loss_reads(tiny_bert: Path) -> None:
+def test_the_last_block_and_the_head_compute_only_the_positions_that_the_loss_reads(
+    tiny_bert: Path,
+) -> None:
     for task in ("mlm", "ner"):
         local, widths = local_model(tiny_bert, task, PLANS["full"]), []
         for layer in local.module.bert.encoder.layer:
@@ -145,14 +161,22 @@ def test_padding_does_not_change_what_an_example_gives(tiny_bert: Path) -> None:
     padded = torch.tensor([[2, 7, 8, 3, 0, 0, 0, 0], [2, 9, 9, 9, 9, 9, 9, 3]])
     mask = torch.tensor([[True] * 4 + [False] * 4, [True] * 8])
     local.module.eval()
-    alone = forward.logits(local, Batch(ids, None, torch.zeros(1, 1, dtype=torch.int64), torch.tensor([[0]])))
-    both = forward.logits(local, Batch(padded, mask, torch.zeros(2, 1, dtype=torch.int64), torch.tensor([[0], [1]])))
+    alone = forward.logits(
+        local, Batch(ids, None, torch.zeros(1, 1, dtype=torch.int64), torch.tensor([[0]]))
+    )
+    both = forward.logits(
+        local, Batch(padded, mask, torch.zeros(2, 1, dtype=torch.int64), torch.tensor([[0], [1]]))
+    )
     torch.testing.assert_close(both[:1], alone, atol=1e-6, rtol=1e-6)
 
 
 def test_every_plan_of_a_run_gives_a_gradient_for_each_trained_tensor(tiny_bert: Path) -> None:
     for task, method, round_ in product(LABELS, ("fedbt", "fedbt-lora"), range(4)):
-        local = local_model(tiny_bert, task, plan_of(method, task, round_, local_depth=3), dropout=0.1)
+        local = local_model(
+            tiny_bert, task, plan_of(method, task, round_, local_depth=3), dropout=0.1
+        )
         forward.loss(local, batch_of(task, padded=True)).backward()
         gradients = {name: value.grad for name, value in local.trained.items()}
-        assert all(value is not None and bool(value.isfinite().all()) for value in gradients.values())
+        assert all(
+            value is not None and bool(value.isfinite().all()) for value in gradients.values()
+        )

@@ -43,7 +43,11 @@ def train_a_little(local: LocalModel) -> None:
     for number in range(4):
         ids = torch.randint(5, 40, (6,), generator=generator).tolist()
         rows.append(
-            {"input_ids": [2, *ids, 3], "label": LABELS["classification"][number % 3], "tags": ["", *"OOOOOO", ""]}
+            {
+                "input_ids": [2, *ids, 3],
+                "label": LABELS["classification"][number % 3],
+                "tags": ["", *"OOOOOO", ""],
+            }
         )
     tokens = SpecialTokens(0, 4, (0, 1, 2, 3, 4), 40)
     collator = Collator(local.spec.task, Reading(tokens, local.spec.labels, 0.3))
@@ -55,7 +59,7 @@ def everything(module: torch.nn.Module) -> Tensors:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
-# What is trained ----------------------------------------------------------------------------------------------
+# What is trained ----------------------------------------------------------------------------------
 
 
 def test_exactly_the_tensors_of_the_plans_parts_are_trained(tiny_bert: Path) -> None:
@@ -64,7 +68,9 @@ def test_exactly_the_tensors_of_the_plans_parts_are_trained(tiny_bert: Path) -> 
         plans = [plan_of(method, task, round_) for round_ in range(4)]
         for plan in {(plan.local_blocks, plan.trained_parts): plan for plan in plans}.values():
             local = build(weights, plan)
-            assert set(local.trained) == {name for part in plan.trained_parts for name in weights.shapes(part)}
+            assert set(local.trained) == {
+                name for part in plan.trained_parts for name in weights.shapes(part)
+            }
             grad = [value for value in local.module.parameters() if value.requires_grad]
             assert {id(value) for value in grad} == {id(value) for value in local.trained.values()}
             for part in plan.trained_parts:
@@ -72,20 +78,38 @@ def test_exactly_the_tensors_of_the_plans_parts_are_trained(tiny_bert: Path) -> 
                     assert torch.equal(local.trained[name], tensor), (method, task, name)
 
 
-def test_a_step_with_weight_decay_changes_every_trained_tensor_and_nothing_else(tiny_bert: Path) -> None:
+def test_a_step_with_weight_decay_changes_every_trained_tensor_and_nothing_else(
+    tiny_bert: Path,
+) -> None:
     file = (tiny_bert / "model.safetensors").read_bytes()
     for method, task in product(METHODS, LABELS):
         weights, plan = weights_for(tiny_bert, method, task), plan_of(method, task)
-        received = {name: value.clone() for part in plan.trained_parts for name, value in weights.part(part).items()}
+        received = {
+            name: value.clone()
+            for part in plan.trained_parts
+            for name, value in weights.part(part).items()
+        }
         local = build(weights, plan)
         before = everything(local.module)
-        trained = {name for name, value in local.module.named_parameters(remove_duplicate=False) if value.requires_grad}
+        trained = {
+            name
+            for name, value in local.module.named_parameters(remove_duplicate=False)
+            if value.requires_grad
+        }
         train_a_little(local)
-        changed = {name for name, value in everything(local.module).items() if not torch.equal(value, before[name])}
+        changed = {
+            name
+            for name, value in everything(local.module).items()
+            if not torch.equal(value, before[name])
+        }
         assert changed <= trained, (method, task)
-        silent = {name for name in trained if name.endswith("key.bias") or "token_type" in name}  # no gradient
+        silent = {
+            name for name in trained if name.endswith("key.bias") or "token_type" in name
+        }  # no gradient
         assert trained - changed <= silent, (method, task)
-        held = {name: value for part in plan.trained_parts for name, value in weights.part(part).items()}
+        held = {
+            name: value for part in plan.trained_parts for name, value in weights.part(part).items()
+        }
         assert all(torch.equal(held[name], received[name]) for name in received), (method, task)
     assert (tiny_bert / "model.safetensors").read_bytes() == file
 
@@ -96,14 +120,18 @@ def test_dropout_is_active_in_trained_blocks_and_the_head_only(tiny_bert: Path) 
         module: Any = build(weights_of(tiny_bert, task), plan).module
         assert not module.bert.embeddings.dropout.training
         for block, layer in zip(plan.local_blocks, module.bert.encoder.layer, strict=True):
-            assert layer.output.dropout.training is layer.attention.self.training is (block in plan.trained_blocks)
+            assert (
+                layer.output.dropout.training
+                is layer.attention.self.training
+                is (block in plan.trained_blocks)
+            )
         if task != "mlm":
             assert module.dropout.training
         full: Any = build(weights_of(tiny_bert, task), plan_of("full", task)).module
         assert all(one.training for one in full.modules())
 
 
-# Which blocks -------------------------------------------------------------------------------------------------
+# Which blocks -------------------------------------------------------------------------------------
 
 
 def test_a_block_that_was_sampled_twice_stands_at_both_positions(tiny_bert: Path) -> None:
@@ -128,7 +156,9 @@ def test_trained_tensors_go_by_their_global_names_wherever_they_stand(tiny_bert:
     assert torch.equal(local.trained[name.format(3)], weights.checkpoint.tensor(name.format(3)))
 
 
-def test_only_the_tensors_of_the_local_model_are_read(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_tensors_of_the_local_model_are_read(
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tensor = Checkpoint.tensor
     for task, plan in (
         ("mlm", RoundPlan(0, (0, 2, 2), (0,))),
@@ -137,14 +167,19 @@ def test_only_the_tensors_of_the_local_model_are_read(tiny_bert: Path, monkeypat
     ):
         weights, read = weights_of(tiny_bert, task, range(4) if plan.adapters else ()), []
         monkeypatch.setattr(
-            Checkpoint, "tensor", lambda self, name, seen=read: (seen.append(name), tensor(self, name))[1]
+            Checkpoint,
+            "tensor",
+            lambda self, name, seen=read: (seen.append(name), tensor(self, name))[1],
         )
         build(weights, plan)
         head = {HEAD} if task == "classification" else set()  # its pooler is the base's
-        assert {part_of(name) for name in read} == {"embeddings", *map(block_part, plan.local_blocks)} | head
+        assert {part_of(name) for name in read} == {
+            "embeddings",
+            *map(block_part, plan.local_blocks),
+        } | head
 
 
-# Values -------------------------------------------------------------------------------------------------------
+# Values -------------------------------------------------------------------------------------------
 
 
 def test_at_full_depth_the_module_gives_the_stock_models_outputs(tiny_bert: Path) -> None:
@@ -184,7 +219,9 @@ def test_held_tensors_win_over_the_checkpoints(tiny_bert: Path) -> None:
     weights = weights_of(tiny_bert, "ner")
     held = weights.part(block_part(1)) | {name: torch.full((32,), 5.0)}
     changed = Weights(
-        weights.checkpoint, lambda part: held if part == block_part(1) else weights.held(part), weights.spec
+        weights.checkpoint,
+        lambda part: held if part == block_part(1) else weights.held(part),
+        weights.spec,
     )
     local = build(changed, untrained_plan(4))
     assert torch.equal(local.module.get_parameter(name), torch.full((32,), 5.0))
@@ -206,7 +243,7 @@ def test_the_delta_is_what_training_added(tiny_bert: Path) -> None:
         assert torch.equal(received[name], weights.part(part_of(name))[name])
 
 
-# New tensors --------------------------------------------------------------------------------------------------
+# New tensors --------------------------------------------------------------------------------------
 
 
 def test_new_tensors_depend_on_the_seed_and_adapters_start_as_no_change(tiny_bert: Path) -> None:
@@ -220,13 +257,21 @@ def test_new_tensors_depend_on_the_seed_and_adapters_start_as_no_change(tiny_ber
         assert bool(one[name].any()) is (name == "classifier.weight" or "lora_A" in name)
 
 
-def test_a_head_of_the_base_is_used_only_where_it_has_the_very_same_labels(tiny_bert: Path, tmp_path: Path) -> None:
-    model = STOCK["classification"].from_pretrained(tiny_bert, id2label=dict(enumerate(LABELS["classification"])))
+def test_a_head_of_the_base_is_used_only_where_it_has_the_very_same_labels(
+    tiny_bert: Path, tmp_path: Path
+) -> None:
+    model = STOCK["classification"].from_pretrained(
+        tiny_bert, id2label=dict(enumerate(LABELS["classification"]))
+    )
     model.save_pretrained(tmp_path)
     checkpoint = Checkpoint(tmp_path)
 
     def lacking(*labels: str) -> set[str]:
-        return set(Weights(checkpoint, lambda part: {}, ModelSpec(TASKS["classification"], labels)).lacking(HEAD))
+        return set(
+            Weights(
+                checkpoint, lambda part: {}, ModelSpec(TASKS["classification"], labels)
+            ).lacking(HEAD)
+        )
 
     assert lacking(*LABELS["classification"]) == set()
     assert lacking(*reversed(LABELS["classification"])) == {"classifier.weight", "classifier.bias"}
@@ -234,6 +279,8 @@ def test_a_head_of_the_base_is_used_only_where_it_has_the_very_same_labels(tiny_
 
 
 def test_a_head_that_nobody_holds_is_an_error_that_names_it(tiny_bert: Path) -> None:
-    weights = Weights(Checkpoint(tiny_bert), lambda part: {}, ModelSpec(TASKS["ner"], LABELS["ner"]))
+    weights = Weights(
+        Checkpoint(tiny_bert), lambda part: {}, ModelSpec(TASKS["ner"], LABELS["ner"])
+    )
     with pytest.raises(FedBTError, match=r"head lacks classifier\.bias"):
         build(weights, untrained_plan(4))

@@ -35,7 +35,7 @@ from fedbt_app.wire.local_grid import LocalGrid, simulated
 
 SCORES = Metrics(train_loss=1.5, accuracy=0.25)
 
-# events -------------------------------------------------------------------------------------------------------
+# events -------------------------------------------------------------------------------------------
 
 
 LINES = {
@@ -45,14 +45,17 @@ LINES = {
     ),
     "round 2/6 done in 20.5 s: blocks [0, 11], train_loss 1.5000, accuracy 0.2500, 7.00 MB up, "
     "8.00 MB down, 2.50 TFLOP": RoundDone(2, 6, 20.5, Blocks([0, 11]), SCORES, 7.0, 8.0, 2.5),
-    "round 1/1 done in 1.0 s: blocks none, no central test set, 0.00 MB up, 0.00 MB down, 0.00 TFLOP": RoundDone(
-        1, 1, 1.0, Blocks(), Metrics(), 0.0, 0.0, 0.0
+    "round 1/1 done in 1.0 s: blocks none, no central test set, 0.00 MB up, 0.00 MB down, "
+    "0.00 TFLOP": RoundDone(1, 1, 1.0, Blocks(), Metrics(), 0.0, 0.0, 0.0),
+    "round 3: clinic-b is left out: disk full: [Errno 28]": LeftOut(
+        3, "clinic-b", "disk full: [Errno 28]"
     ),
-    "round 3: clinic-b is left out: disk full: [Errno 28]": LeftOut(3, "clinic-b", "disk full: [Errno 28]"),
     "round 3: clinic-b is left out: ": LeftOut(3, "clinic-b", ""),
     "before training: train_loss 1.5000, accuracy 0.2500": BeforeTraining(SCORES),
     "on 7 held-out rows at the clients: train_loss 1.5000, accuracy 0.2500": HeldOut(7, SCORES),
-    "goes on after round 2/6: 1.50 TFLOP, 2.00 MB up, 3.00 MB down until then": WentOn(2, 6, 1.5, 2.0, 3.0),
+    "goes on after round 2/6: 1.50 TFLOP, 2.00 MB up, 3.00 MB down until then": WentOn(
+        2, 6, 1.5, 2.0, 3.0
+    ),
 }
 
 
@@ -64,7 +67,9 @@ def test_a_line_is_read_as_the_event_that_wrote_it() -> None:
 
 def test_odd_numbers_come_back() -> None:
     for value in (math.nan, math.inf, -math.inf, -0.5, 1e30):
-        event = read(str(RoundDone(1, 2, 1.0, Blocks(), Metrics(loss=value, f1=0.5), 0.0, 0.0, 0.0)))
+        event = read(
+            str(RoundDone(1, 2, 1.0, Blocks(), Metrics(loss=value, f1=0.5), 0.0, 0.0, 0.0))
+        )
         assert isinstance(event, RoundDone)
         assert event.metrics["loss"] == pytest.approx(value, nan_ok=True)
         assert event.metrics["f1"] == 0.5
@@ -79,7 +84,7 @@ def test_other_lines_are_no_events() -> None:
         assert read(line) is None, line
 
 
-# The view -----------------------------------------------------------------------------------------------------
+# The view -----------------------------------------------------------------------------------------
 
 
 class Clock:
@@ -129,7 +134,9 @@ def test_the_view_shows_the_current_round_and_what_the_run_cost_so_far(clock: Cl
     assert "6.25 TFLOP, 13.50 MB up, 20.00 MB down" in text
     assert "train_loss 2.0000, accuracy 0.1000 -> 0.6000" in text
     assert "round 2: 1 of 3 clients replied" in text
-    assert ["clinic-[red]a", "0.5000", "1,200", "1.25", "3.50", "12.5"] in [line.split() for line in text.splitlines()]
+    assert ["clinic-[red]a", "0.5000", "1,200", "1.25", "3.50", "12.5"] in [
+        line.split() for line in text.splitlines()
+    ]
     assert ["clinic-b", "left", "out"] in [line.split() for line in text.splitlines()]
 
 
@@ -152,9 +159,17 @@ def test_a_resumed_run_begins_at_its_round(clock: Clock) -> None:
 
 def test_a_repeated_round_starts_its_replies_anew_but_not_its_time(clock: Clock) -> None:
     done = RoundDone(1, 2, 30.0, Blocks([0]), Metrics(), 1.0, 1.0, 1.0)
-    view = fed(clock, RoundBegan(1, 2, 2), done, RoundBegan(2, 2, 2), Replied(2, 2, "a", 1.0, 1, 1.0, 1.0, 1.0))
+    view = fed(
+        clock,
+        RoundBegan(1, 2, 2),
+        done,
+        RoundBegan(2, 2, 2),
+        Replied(2, 2, "a", 1.0, 1, 1.0, 1.0, 1.0),
+    )
     clock.now += 20
-    view("round 2: 1 of 2 clients gave a usable reply, min-replies=2: the round is repeated (1 of 3)")
+    view(
+        "round 2: 1 of 2 clients gave a usable reply, min-replies=2: the round is repeated (1 of 3)"
+    )
     view(str(RoundBegan(2, 2, 2)))
     assert "0 of 2 clients replied" in drawn(view)
     assert "0:00:10 to go" in drawn(view)
@@ -234,9 +249,13 @@ def test_the_view_and_tensorboard_follow_a_whole_run(
     clock: Clock,
 ) -> None:
     monkeypatch.setattr("fedbt_app.report.plots.write_plots", lambda *_: [])
-    values = settings(output_dir=str(tmp_path / "out"), tensorboard=True, num_rounds=2, max_train_examples=40)
+    values = settings(
+        output_dir=str(tmp_path / "out"), tensorboard=True, num_rounds=2, max_train_examples=40
+    )
     with caplog.at_level(logging.INFO, logger="flwr"):
-        report = server_app.run(LocalGrid(client_app.app, values, simulated(2)), RunConfig.load(values))
+        report = server_app.run(
+            LocalGrid(client_app.app, values, simulated(2)), RunConfig.load(values)
+        )
     lines = [line.removeprefix("fedbt: ") for line in caplog.messages if line.startswith("fedbt: ")]
     events = [type(event) for event in map(read, lines) if event]
     trained = [RoundBegan, Replied, Replied]
@@ -272,7 +291,7 @@ def test_plain_lines_unless_a_terminal_reads_them(
     assert not isinstance(live.progress(2, verbose=False), live.View)
 
 
-# TensorBoard --------------------------------------------------------------------------------------------------
+# TensorBoard --------------------------------------------------------------------------------------
 
 
 def entry(round_: int, loss: float) -> RoundEntry:
@@ -311,7 +330,9 @@ def test_a_resumed_run_goes_on_in_tensorboard_and_a_new_one_starts_over(tmp_path
     assert [path.name for path in (tmp_path / tracking.FOLDER).iterdir()] == ["mine.txt"]
 
 
-def test_missing_tensorboard_is_one_line_and_drops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tensorboard_is_one_line_and_drops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tracking.board(tmp_path, True, None)(entry(1, 1.0))
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(FedBTError, match=r"pip install 'fedbt-app\[tensorboard\]'"):
@@ -326,7 +347,9 @@ def test_unusable_folder_is_one_line(tmp_path: Path) -> None:
         tracking.board(tmp_path, True, None)
 
 
-def test_a_resumed_run_may_turn_tensorboard_on(tmp_path: Path, settings: Callable[..., dict[str, Any]]) -> None:
+def test_a_resumed_run_may_turn_tensorboard_on(
+    tmp_path: Path, settings: Callable[..., dict[str, Any]]
+) -> None:
     values = settings(output_dir=str(tmp_path / "out"))
     config = RunConfig.load(values)
     snapshot = Snapshot(config.output_folder)

@@ -22,13 +22,24 @@ def printed(values: dict[str, Any], width: int = 100) -> str:
 def test_print_result_fits_and_tells_all() -> None:
     text = printed(report.to_json(make_record()))
     assert max(map(len, text.splitlines())) <= 100
-    for part in ("10.0 TFLOP", "142 TFLOP", "7.04 %", "20.0 %", "1.50 GiB", "25.0 %", "81.2 %", "31.0 %"):
+    for part in (
+        "10.0 TFLOP",
+        "142 TFLOP",
+        "7.04 %",
+        "20.0 %",
+        "1.50 GiB",
+        "25.0 %",
+        "81.2 %",
+        "31.0 %",
+    ):
         assert part in text
     assert "Model: runs/one/model" in text
 
 
 def test_print_result_of_a_diverged_run() -> None:
-    assert "n/a" in printed(report.to_json(make_record(final={"loss": math.nan, "accuracy": math.inf})))
+    assert "n/a" in printed(
+        report.to_json(make_record(final={"loss": math.nan, "accuracy": math.inf}))
+    )
 
 
 def test_print_result_keeps_an_odd_path_whole() -> None:
@@ -62,7 +73,19 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compare_alike_runs(tmp_path: Path) -> None:
     text = compared(tmp_path, one=make_record(), two=make_record(method="lora", seed=8))
     assert row(text, 1).split()[1:] == [
-        *("fedbt", "classification", "2", "25.0", "%", "10.0", "10.0", "12.0", "60.0", "1.50", "GiB"),
+        *(
+            "fedbt",
+            "classification",
+            "2",
+            "25.0",
+            "%",
+            "10.0",
+            "10.0",
+            "12.0",
+            "60.0",
+            "1.50",
+            "GiB",
+        ),
         *("7.04", "%", "20.0", "%", "25.0", "%"),
     ]
     assert "bert-small" in text
@@ -86,7 +109,9 @@ def test_compare_warns(tmp_path: Path) -> None:
     for change, name in changes:
         text = compared(tmp_path, one=make_record(), two=make_record(**change))
         warnings = [line for line in text.splitlines() if line.startswith("Warning")]
-        assert warnings == [f"Warning: the runs differ in {name}, so comparing them is not like for like."]
+        assert warnings == [
+            f"Warning: the runs differ in {name}, so comparing them is not like for like."
+        ]
 
 
 @pytest.mark.usefixtures("no_plots")

@@ -24,7 +24,12 @@ REPORT: dict[str, Any] = {
     "initial": {"loss": 1.4, "accuracy": 0.25},
     "majority": 0.31,
     "rounds": [entry(1, 4e12, 6e6, 7e6, 0.5), entry(2, 6e12, 4e6, 5e6, 0.8)],
-    "reference": {"source": "predicted", "train_flops": 1.4e14, "uplink_bytes": 3e7, "downlink_bytes": 4e7},
+    "reference": {
+        "source": "predicted",
+        "train_flops": 1.4e14,
+        "uplink_bytes": 3e7,
+        "downlink_bytes": 4e7,
+    },
     "reference_same_flops": 5e13,
 }
 
@@ -35,7 +40,9 @@ def report() -> dict[str, Any]:
 
 
 def lines(axes: Any) -> dict[str, tuple[list[float], list[float]]]:
-    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
+    return {
+        line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines
+    }
 
 
 def test_the_plots_are_images_of_a_readable_size(tmp_path: Path, report: dict[str, Any]) -> None:
@@ -66,7 +73,10 @@ def test_metric_without_majority_or_some_rounds(report: dict[str, Any]) -> None:
 
 
 def test_each_task_shows_its_own_metric(report: dict[str, Any]) -> None:
-    for task, metric, label, shown in (("mlm", "loss", "Loss (nats", 0.5), ("ner", "f1", "Entity F1 (%)", 50.0)):
+    for task, metric, label, shown in (
+        ("mlm", "loss", "Loss (nats", 0.5),
+        ("ner", "f1", "Entity F1 (%)", 50.0),
+    ):
         own = report | {"task": task, "initial": {metric: 0.5, "accuracy": 0.1}, "majority": None}
         figure = plots._metric_figure(own)
         assert figure is not None
@@ -106,8 +116,12 @@ def test_unknown_references_are_not_drawn(report: dict[str, Any]) -> None:
 
 def test_importing_draws_in_nothing_heavy() -> None:
     modules = ", ".join(f"fedbt_app.report.{name}" for name in ("plots", "comparison", "report"))
-    code = f"import sys, {modules}; print(*{{'matplotlib', 'rich', 'tensorboard'}} & set(sys.modules))"
-    answer = subprocess.run([sys.executable, "-c", code], cwd=APP_DIR, capture_output=True, text=True, check=True)
+    code = (
+        f"import sys, {modules}; print(*{{'matplotlib', 'rich', 'tensorboard'}} & set(sys.modules))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=APP_DIR, capture_output=True, text=True, check=True
+    )
     assert answer.stdout.split() == []
 
 

@@ -36,8 +36,12 @@ ROUND_NAMES = {
 
 def make_record(**changes: Any) -> report.RunRecord:
     rounds = [
-        RoundEntry(1, [0, 1], 3, 4 * 10**12, 6_000_000, 7_000_000, 12.5, {"loss": 0.9, "accuracy": 0.55}),
-        RoundEntry(2, [2, 3], 2, 6 * 10**12, 4_000_000, 5_000_000, 11.5, {"loss": 0.5, "accuracy": 0.8125}),
+        RoundEntry(
+            1, [0, 1], 3, 4 * 10**12, 6_000_000, 7_000_000, 12.5, {"loss": 0.9, "accuracy": 0.55}
+        ),
+        RoundEntry(
+            2, [2, 3], 2, 6 * 10**12, 4_000_000, 5_000_000, 11.5, {"loss": 0.5, "accuracy": 0.8125}
+        ),
     ]
     record = report.RunRecord(
         method="fedbt",
@@ -83,13 +87,27 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_fixed_names() -> None:
     values = report.to_json(make_record())
-    assert values.keys() >= {"schema", "method", "task", "model", "seed", "rounds", "cost", "reference"}
+    assert values.keys() >= {
+        "schema",
+        "method",
+        "task",
+        "model",
+        "seed",
+        "rounds",
+        "cost",
+        "reference",
+    }
     assert values.keys() >= {"ratio", "ratio_same_optimisations", "initial", "final", "model_dir"}
     assert values["schema"] == 1
     assert set(values["rounds"][0]) == ROUND_NAMES
     assert values["cost"].keys() >= COST_NAMES
     assert set(values["reference"]) == COST_NAMES | {"source"}
-    assert set(values["ratio"]) == {"train_flops", "client_seconds", "uplink_bytes", "downlink_bytes"}
+    assert set(values["ratio"]) == {
+        "train_flops",
+        "client_seconds",
+        "uplink_bytes",
+        "downlink_bytes",
+    }
     assert set(values["ratio_same_optimisations"]) == {"train_flops", "client_seconds"}
 
 
@@ -150,7 +168,11 @@ def test_a_failure_leaves_no_report_json(tmp_path: Path, monkeypatch: pytest.Mon
     def fail(*_: Any) -> None:
         raise RuntimeError("full disk")
 
-    for target in ("fedbt_app.report.plots.write_plots", "fedbt_app.report.markdown.render", "os.fsync"):
+    for target in (
+        "fedbt_app.report.plots.write_plots",
+        "fedbt_app.report.markdown.render",
+        "os.fsync",
+    ):
         report.write(tmp_path, make_record())
         with monkeypatch.context() as patch:
             patch.setattr(target, fail)
@@ -241,7 +263,9 @@ def test_page_says_what_a_manager_asks(tmp_path: Path) -> None:
 
 def test_page_without_test_set_or_refusals(tmp_path: Path) -> None:
     rounds = [replace(entry, metrics={}) for entry in make_record().rounds]
-    record = make_record(initial={}, final={}, client_metrics={}, majority=None, refused=[], rounds=rounds)
+    record = make_record(
+        initial={}, final={}, client_metrics={}, majority=None, refused=[], rounds=rounds
+    )
     report.write(tmp_path, record)
     page = (tmp_path / "report.md").read_text()
     assert "no central test set" in page

@@ -31,7 +31,11 @@ def rows_of(lengths: list[int], seed: int = 0) -> list[dict[str, Any]]:
 
 
 def collated(
-    task: str, rows: list[dict[str, Any]], labels: tuple[str, ...] = (), seed: int = 0, share: float = 0.15
+    task: str,
+    rows: list[dict[str, Any]],
+    labels: tuple[str, ...] = (),
+    seed: int = 0,
+    share: float = 0.15,
 ) -> Batch:
     return Collator(TASKS[task], Reading(TOKENS, labels, share))(rows, np.random.default_rng(seed))
 
@@ -40,7 +44,7 @@ def masked(rows: list[dict[str, Any]], seed: int = 0, share: float = 0.15) -> Ba
     return collated("mlm", rows, seed=seed, share=share)
 
 
-# Batches ------------------------------------------------------------------------------------------------------
+# Batches ------------------------------------------------------------------------------------------
 
 
 def test_rows_are_padded_to_a_multiple_of_eight_and_the_mask_says_where() -> None:
@@ -66,7 +70,7 @@ def test_special_tokens_are_read_off_the_tokenizer(tiny_bert: Any) -> None:
     assert found.vocabulary == len((tiny_bert / "vocab.txt").read_text().splitlines())
 
 
-# Masking ------------------------------------------------------------------------------------------------------
+# Masking ------------------------------------------------------------------------------------------
 
 
 def test_fifteen_percent_are_predicted_of_which_80_10_10_are_masked_replaced_and_kept() -> None:
@@ -129,11 +133,14 @@ def test_collating_does_not_change_the_rows() -> None:
     assert rows == rows_of([20])
 
 
-# Classes and tags ---------------------------------------------------------------------------------------------
+# Classes and tags ---------------------------------------------------------------------------------
 
 
 def test_classification_reads_the_first_position() -> None:
-    rows = [row | {"label": label} for row, label in zip(rows_of([5, 3]), ("liver", "heart"), strict=True)]
+    rows = [
+        row | {"label": label}
+        for row, label in zip(rows_of([5, 3]), ("liver", "heart"), strict=True)
+    ]
     batch = collated("classification", rows, CLASSES)
     assert batch.positions.tolist() == [[0], [0]]
     assert batch.labels.tolist() == [[2], [0]]
@@ -156,14 +163,18 @@ def test_ner_reads_the_first_piece_of_each_word() -> None:
 def test_a_label_outside_the_set_is_an_error_that_names_the_set() -> None:
     row = {"input_ids": [2, 9, 3], "label": "lung", "tags": ["", "lung", ""]}
     for task in ("classification", "ner"):
-        with pytest.raises(FedBTError, match=r"label 'lung' is not in the label set \(heart, kidney, liver\)"):
+        with pytest.raises(
+            FedBTError, match=r"label 'lung' is not in the label set \(heart, kidney, liver\)"
+        ):
             collated(task, [row], CLASSES)
 
 
-# Metrics ------------------------------------------------------------------------------------------------------
+# Metrics ------------------------------------------------------------------------------------------
 
 
-def scored(task: str, labels: tuple[str, ...], logits: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
+def scored(
+    task: str, labels: tuple[str, ...], logits: torch.Tensor, truth: torch.Tensor
+) -> dict[str, float]:
     scores = TASKS[task].scores(labels)
     for start in range(0, len(truth), 4):  # in batches, the last of them short
         scores.add(logits[start : start + 4], truth[start : start + 4])
@@ -172,11 +183,20 @@ def scored(task: str, labels: tuple[str, ...], logits: torch.Tensor, truth: torc
 
 def test_classification_metrics_are_those_of_sklearn() -> None:
     generator = torch.Generator().manual_seed(0)
-    logits, truth = torch.randn(50, 1, 3, generator=generator), torch.randint(0, 3, (50, 1), generator=generator)
-    found, flat, guess = scored("classification", CLASSES, logits, truth), truth[:, 0], logits.argmax(-1)[:, 0]
+    logits, truth = (
+        torch.randn(50, 1, 3, generator=generator),
+        torch.randint(0, 3, (50, 1), generator=generator),
+    )
+    found, flat, guess = (
+        scored("classification", CLASSES, logits, truth),
+        truth[:, 0],
+        logits.argmax(-1)[:, 0],
+    )
     assert found["accuracy"] == pytest.approx(accuracy_score(flat, guess))
     assert found["macro_f1"] == pytest.approx(f1_score(flat, guess, average="macro"))
-    assert found["loss"] == pytest.approx(log_loss(flat, logits[:, 0].softmax(-1), labels=[0, 1, 2]), rel=1e-5)
+    assert found["loss"] == pytest.approx(
+        log_loss(flat, logits[:, 0].softmax(-1), labels=[0, 1, 2]), rel=1e-5
+    )
 
 
 def test_macro_f1_counts_a_class_that_was_never_guessed_as_zero() -> None:
@@ -200,7 +220,10 @@ def test_mlm_metrics_cover_the_loss_positions_only() -> None:
 
 def test_ner_metrics_are_seqevals_over_entities() -> None:
     generator = torch.Generator().manual_seed(1)
-    logits, truth = torch.randn(30, 9, 3, generator=generator), torch.randint(0, 3, (30, 9), generator=generator)
+    logits, truth = (
+        torch.randn(30, 9, 3, generator=generator),
+        torch.randint(0, 3, (30, 9), generator=generator),
+    )
     truth[::3, 5:] = IGNORED
     found = scored("ner", TAGS, logits, truth)
     true, guess = [], []
@@ -222,11 +245,15 @@ def test_no_rows_give_every_metric_of_the_task_and_all_of_them_finite() -> None:
 
 
 def test_a_metric_that_no_task_has_is_shown_by_its_name() -> None:
-    assert all(metric_named(metric.name).label == metric.label for task in TASKS.values() for metric in task.metrics)
+    assert all(
+        metric_named(metric.name).label == metric.label
+        for task in TASKS.values()
+        for metric in task.metrics
+    )
     assert metric_named("token_f1").label == "token F1"
 
 
-# Labels -------------------------------------------------------------------------------------------------------
+# Labels -------------------------------------------------------------------------------------------
 
 
 def test_labels_are_merged_sorted_whatever_the_order_of_the_clients() -> None:

@@ -36,7 +36,9 @@ def rows() -> list[dict[str, object]]:
     generator = np.random.default_rng(1)
     sizes = generator.integers(3, 20, 10)
     ids = [[2, *map(int, generator.integers(5, 40, size)), 3] for size in sizes]
-    return [{"input_ids": one, "label": "O", "tags": ["", *["O"] * (len(one) - 2), ""]} for one in ids]
+    return [
+        {"input_ids": one, "label": "O", "tags": ["", *["O"] * (len(one) - 2), ""]} for one in ids
+    ]
 
 
 def model(checkpoint: Checkpoint, task: str, method: str = "fedbt") -> LocalModel:
@@ -52,7 +54,11 @@ def collator(checkpoint: Checkpoint, task: str) -> Collator:
 
 
 def opened(
-    root: Path, rows: list[dict[str, object]], depth: int = 2, base: str = "base", budget: int = 10**9
+    root: Path,
+    rows: list[dict[str, object]],
+    depth: int = 2,
+    base: str = "base",
+    budget: int = 10**9,
 ) -> PrefixCache:
     cache = PrefixCache.open(root, FrozenBlocks(base, depth, 32), rows, budget)
     assert cache is not None
@@ -66,7 +72,11 @@ def test_gradients_from_cached_states_equal_those_of_the_whole_step(
         local, cache = model(checkpoint, task, method), opened(tmp_path, rows, depth)
         for batch in train.batches(rows, collator(checkpoint, task), 4, np.random.default_rng(0)):
             forward.loss(local, batch).backward()
-            whole = {name: value.grad.clone() for name, value in local.trained.items() if value.grad is not None}
+            whole = {
+                name: value.grad.clone()
+                for name, value in local.trained.items()
+                if value.grad is not None
+            }
             local.module.zero_grad()
             cache.write(batch, forward.prefix(local, batch, depth).states)
             states = cache.read(batch)
@@ -85,28 +95,42 @@ def test_training_with_a_cold_a_warm_and_no_cache_gives_the_same_weights(
     for use in ("none", "cold", "warm"):
         local, meter = model(checkpoint, "classification"), FlopMeter()
         cache = None if use == "none" else opened(tmp_path, rows)
-        result = train.run(local, rows, collator(checkpoint, "classification"), SETTINGS, meter, cache)
+        result = train.run(
+            local, rows, collator(checkpoint, "classification"), SETTINGS, meter, cache
+        )
         if cache:
             cache.close()
         trained.append(local.snapshot())
-        flops.append(meter.total + sum(costs.prefix_flops(2, size, length) for size, length in result.cached))
+        flops.append(
+            meter.total + sum(costs.prefix_flops(2, size, length) for size, length in result.cached)
+        )
     for name, value in trained[0].items():
         torch.testing.assert_close(trained[1][name], value, rtol=0, atol=1e-6)
         assert torch.equal(trained[2][name], trained[1][name])
-    assert flops[0] == flops[1] == flops[2], "what a run did and what it saved are together the whole step"
+    assert flops[0] == flops[1] == flops[2], (
+        "what a run did and what it saved are together the whole step"
+    )
 
 
 def test_another_base_depth_or_text_is_another_cache(
     checkpoint: Checkpoint, rows: list[dict[str, object]], tmp_path: Path
 ) -> None:
     local, fill = model(checkpoint, "classification"), opened(tmp_path, rows)
-    [batch] = train.batches(rows, collator(checkpoint, "classification"), 10, np.random.default_rng(0))
+    [batch] = train.batches(
+        rows, collator(checkpoint, "classification"), 10, np.random.default_rng(0)
+    )
     fill.write(batch, forward.prefix(local, batch, 2).states)
     fill.close()
     assert opened(tmp_path, rows).read(batch) is not None
     changed = [rows[0] | {"input_ids": [2, 9, 9, 3]}, *rows[1:]]
-    for other in (opened(tmp_path, rows, depth=1), opened(tmp_path, rows, base="b"), opened(tmp_path, changed)):
-        assert other.read(dataclasses.replace(batch, rows=(1,), input_ids=batch.input_ids[:1])) is None
+    for other in (
+        opened(tmp_path, rows, depth=1),
+        opened(tmp_path, rows, base="b"),
+        opened(tmp_path, changed),
+    ):
+        assert (
+            other.read(dataclasses.replace(batch, rows=(1,), input_ids=batch.input_ids[:1])) is None
+        )
 
 
 def test_over_the_budget_there_is_no_cache(rows: list[dict[str, object]], tmp_path: Path) -> None:
@@ -120,7 +144,9 @@ def test_a_damaged_note_of_what_is_filled_empties_the_cache(
     checkpoint: Checkpoint, rows: list[dict[str, object]], tmp_path: Path
 ) -> None:
     local, cache = model(checkpoint, "classification"), opened(tmp_path, rows)
-    [batch] = train.batches(rows, collator(checkpoint, "classification"), 10, np.random.default_rng(0))
+    [batch] = train.batches(
+        rows, collator(checkpoint, "classification"), 10, np.random.default_rng(0)
+    )
     cache.write(batch, forward.prefix(local, batch, 2).states)
     cache.close()
     [note] = tmp_path.glob("*/filled.npy")
@@ -132,7 +158,9 @@ def test_cache_is_closed_when_training_fails_and_keeps_what_was_filled(
     checkpoint: Checkpoint, rows: list[dict[str, object]], tmp_path: Path
 ) -> None:
     local, cache = model(checkpoint, "classification"), opened(tmp_path, rows)
-    first, *_ = train.batches(rows, collator(checkpoint, "classification"), 4, np.random.default_rng(0))
+    first, *_ = train.batches(
+        rows, collator(checkpoint, "classification"), 4, np.random.default_rng(0)
+    )
     cache.write(first, forward.prefix(local, first, 2).states)
     with pytest.raises(RuntimeError, match="out of memory"), cache:
         raise RuntimeError("out of memory")
@@ -145,13 +173,18 @@ def test_cache_is_closed_when_training_fails_and_keeps_what_was_filled(
 
 
 def test_note_that_cannot_be_written_leaves_the_one_before_and_no_litter(
-    checkpoint: Checkpoint, rows: list[dict[str, object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint,
+    rows: list[dict[str, object]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     local = model(checkpoint, "classification")
-    first, second, *_ = train.batches(rows, collator(checkpoint, "classification"), 4, np.random.default_rng(0))
+    first, second, *_ = train.batches(
+        rows, collator(checkpoint, "classification"), 4, np.random.default_rng(0)
+    )
     with opened(tmp_path, rows) as cache:
         cache.write(first, forward.prefix(local, first, 2).states)
     with monkeypatch.context() as patch, opened(tmp_path, rows) as cache:
@@ -174,10 +207,14 @@ def test_a_row_masked_once_is_predicted_at_the_same_places_in_every_batch(
         batch = collate(masked, np.random.default_rng(seed))
         for index, row in enumerate(masked):
             found = [
-                (at, label) for at, label in zip(batch.positions[index], batch.labels[index], strict=True) if label >= 0
+                (at, label)
+                for at, label in zip(batch.positions[index], batch.labels[index], strict=True)
+                if label >= 0
             ]
             assert found == list(zip(row["positions"], row["targets"], strict=True))
-            assert [label for _, label in found] == [rows[index]["input_ids"][at] for at in row["positions"]]  # type: ignore[index]
+            assert [label for _, label in found] == [
+                rows[index]["input_ids"][at] for at in row["positions"]
+            ]
             assert batch.input_ids[index, : len(row["input_ids"])].tolist() == row["input_ids"]
 
 
@@ -191,7 +228,8 @@ def test_static_maskings_let_mlm_keep_its_frozen_prefix(
         result = train.run(local, masked, collator(checkpoint, "mlm"), SETTINGS, meter, cache)
         if cache:
             cache.close()
-            assert len(result.cached) == (3 if use == "cold" else 6)  # two epochs of three batches, the first to fill
+            # two epochs of three batches; a cold cache is filled in the first
+            assert len(result.cached) == {"cold": 3, "warm": 6}[use]
         trained.append(local.snapshot())
     for name, value in trained[0].items():
         torch.testing.assert_close(trained[1][name], value, rtol=0, atol=1e-6)
@@ -199,10 +237,15 @@ def test_static_maskings_let_mlm_keep_its_frozen_prefix(
 
 
 def test_on_a_full_disk_what_was_not_written_whole_counts_as_missing_and_nothing_fails(
-    checkpoint: Checkpoint, rows: list[dict[str, object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint,
+    rows: list[dict[str, object]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache, local = opened(tmp_path, rows), model(checkpoint, "classification")
-    made = list(train.batches(rows, collator(checkpoint, "classification"), 4, np.random.default_rng(0)))
+    made = list(
+        train.batches(rows, collator(checkpoint, "classification"), 4, np.random.default_rng(0))
+    )
     whole, left = prefix_cache.os.pwrite, [3]  # rows that still fit
 
     def pwrite(file: int, content: memoryview, offset: int) -> int:

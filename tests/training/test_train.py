@@ -35,7 +35,11 @@ def rows_of(count: int = 48) -> list[dict[str, Any]]:
         pieces = generator.integers(5, 9, 1).tolist() * int(generator.integers(3, 12))
         tags = ["B-x" if piece % 2 else "O" for piece in pieces]
         made.append(
-            {"input_ids": [2, *pieces, 3], "label": "odd" if pieces[0] == 5 else "even", "tags": ["", *tags, ""]}
+            {
+                "input_ids": [2, *pieces, 3],
+                "label": "odd" if pieces[0] == 5 else "even",
+                "tags": ["", *tags, ""],
+            }
         )
     return made
 
@@ -45,11 +49,19 @@ def local_model(folder: Path, task: str, plan: RoundPlan, dropout: float = 0.0) 
 
 
 def collator(task: str) -> Collator:
-    return Collator(TASKS[task], Reading(SpecialTokens(0, 4, (0, 1, 2, 3, 4), 40), LABELS[task], 0.2))
+    return Collator(
+        TASKS[task], Reading(SpecialTokens(0, 4, (0, 1, 2, 3, 4), 40), LABELS[task], 0.2)
+    )
 
 
 def trained(local: LocalModel, seed: int = 0, settings: TrainSettings = SETTINGS) -> TrainResult:
-    return train.run(local, rows_of(), collator(local.spec.task.name), replace(settings, seed=(seed,)), FlopMeter())
+    return train.run(
+        local,
+        rows_of(),
+        collator(local.spec.task.name),
+        replace(settings, seed=(seed,)),
+        FlopMeter(),
+    )
 
 
 def test_the_loss_goes_down(tiny_bert: Path) -> None:
@@ -64,12 +76,17 @@ def test_the_loss_goes_down(tiny_bert: Path) -> None:
 
 def numbered(count: int) -> list[dict[str, Any]]:
     """Return rows of many lengths whose second piece is the row's number."""
-    return [{"input_ids": [2, number, *[5] * (number * 7 % 40), 3], "label": "odd"} for number in range(count)]
+    return [
+        {"input_ids": [2, number, *[5] * (number * 7 % 40), 3], "label": "odd"}
+        for number in range(count)
+    ]
 
 
 def test_batches_cover_every_row_exactly_once() -> None:
     for size, shuffled in product((1, 7, 8, 100), (False, True)):
-        made = train.batches(numbered(90), collator("classification"), size, np.random.default_rng(0), shuffled)
+        made = train.batches(
+            numbered(90), collator("classification"), size, np.random.default_rng(0), shuffled
+        )
         seen = [batch.input_ids[:, 1].tolist() for batch in made]
         assert Counter(number for one in seen for number in one) == Counter(range(90))
         assert max(map(len, seen)) <= size
@@ -81,7 +98,10 @@ def test_batches_hold_rows_of_similar_length_in_an_order_that_the_generator_deci
 
     def lengths(seed: int) -> list[list[int]]:
         made = train.batches(rows, collator("classification"), 8, np.random.default_rng(seed))
-        return [[len(rows[number]["input_ids"]) for number in batch.input_ids[:, 1].tolist()] for batch in made]
+        return [
+            [len(rows[number]["input_ids"]) for number in batch.input_ids[:, 1].tolist()]
+            for batch in made
+        ]
 
     assert max(max(one) - min(one) for one in lengths(0)) <= 4
     assert lengths(0) == lengths(0)
@@ -105,14 +125,17 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(tiny_bert: Path) -> No
 
 def test_the_result_counts_examples_once_and_lists_every_step(tiny_bert: Path) -> None:
     local = local_model(tiny_bert, "classification", plan_of("head", "classification"))
-    result = trained(local, settings=TrainSettings(epochs=3, batch_size=10, learning_rate=1e-3, weight_decay=0.0))
+    result = trained(
+        local, settings=TrainSettings(epochs=3, batch_size=10, learning_rate=1e-3, weight_decay=0.0)
+    )
     assert result.examples == 48
     assert len(result.shapes) == 3 * 5
     assert sum(shape[0] for shape in result.shapes) == 3 * 48
 
 
 def test_rows_without_a_loss_are_passed_over(tiny_bert: Path) -> None:
-    rows = [{"input_ids": [2, 1, 3]}, *rows_of(2), {"input_ids": [2, 1, 1, 3]}]  # unknown pieces are never masked
+    unknown = [{"input_ids": [2, 1, 3]}, {"input_ids": [2, 1, 1, 3]}]  # such pieces are not masked
+    rows = [unknown[0], *rows_of(2), unknown[1]]
     local = local_model(tiny_bert, "mlm", plan_of("head", "mlm"))
     for micro in (0, 1):
         settings = TrainSettings(1, 1 + 3 * micro, 1e-3, 0.0, micro_batch_size=micro)
@@ -141,14 +164,20 @@ def test_biases_and_layer_norms_are_not_decayed(tiny_bert: Path) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_stepping_within_the_backward_pass_is_stepping_after_it_bit_for_bit(method: str, tiny_bert: Path) -> None:
+def test_stepping_within_the_backward_pass_is_stepping_after_it_bit_for_bit(
+    method: str, tiny_bert: Path
+) -> None:
     for task, checkpointing in product(LABELS, (False, True)):
         within, after = (local_model(tiny_bert, task, plan_of(method, task)) for _ in range(2))
         Optimizer(within.trained.values(), SETTINGS)
         matrices, vectors = (
-            [one for one in after.trained.values() if (one.ndim > 1) == many] for many in (True, False)
+            [one for one in after.trained.values() if (one.ndim > 1) == many]
+            for many in (True, False)
         )
-        groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
+        groups = [
+            {"params": matrices, "weight_decay": 0.01},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
         stock = torch.optim.AdamW(groups, lr=SETTINGS.learning_rate, fused=True)
         for batch in train.batches(rows_of(24), collator(task), 8, np.random.default_rng(0)):
             forward.loss(within, batch, checkpointing=checkpointing).backward()
@@ -160,7 +189,9 @@ def test_stepping_within_the_backward_pass_is_stepping_after_it_bit_for_bit(meth
             assert torch.equal(within.trained[name], value), (task, name)
 
 
-def test_gradients_add_up_while_no_step_is_due_and_nothing_steps_after_detach(tiny_bert: Path) -> None:
+def test_gradients_add_up_while_no_step_is_due_and_nothing_steps_after_detach(
+    tiny_bert: Path,
+) -> None:
     local = local_model(tiny_bert, "classification", plan_of("head", "classification"))
     optimizer, before = Optimizer(local.trained.values(), SETTINGS), local.snapshot()
     batch = next(train.batches(rows_of(8), collator("classification"), 8, np.random.default_rng(0)))
@@ -170,7 +201,9 @@ def test_gradients_add_up_while_no_step_is_due_and_nothing_steps_after_detach(ti
 
     optimizer.due = False
     backward()
-    once = {name: value.grad.clone() for name, value in local.trained.items() if value.grad is not None}
+    once = {
+        name: value.grad.clone() for name, value in local.trained.items() if value.grad is not None
+    }
     backward()
     assert all(torch.equal(local.trained[name].grad, 2 * value) for name, value in once.items())
     assert all(torch.equal(local.trained[name], value) for name, value in before.items())
@@ -178,7 +211,9 @@ def test_gradients_add_up_while_no_step_is_due_and_nothing_steps_after_detach(ti
     backward()
     stepped = local.snapshot()
     assert all(value.grad is None for value in local.trained.values())
-    assert all(not torch.equal(stepped[name], before[name]) for name in before if name.endswith("weight"))
+    assert all(
+        not torch.equal(stepped[name], before[name]) for name in before if name.endswith("weight")
+    )
     optimizer.detach()
     backward()
     assert all(torch.equal(local.trained[name], value) for name, value in stepped.items())
@@ -191,7 +226,9 @@ def test_evaluation_is_deterministic_and_does_not_change_the_model(tiny_bert: Pa
         first = train.evaluate(local, rows_of(), collator(task), 16)
         torch.rand(5)
         assert train.evaluate(local, rows_of(), collator(task), 16) == first
-        assert all(torch.equal(value, before[name]) for name, value in local.module.state_dict().items())
+        assert all(
+            torch.equal(value, before[name]) for name, value in local.module.state_dict().items()
+        )
         assert all(value.grad is None for value in local.module.parameters())
 
 
@@ -214,7 +251,10 @@ def test_dropout_noise_is_drawn_in_trained_blocks_and_not_in_frozen_ones(tiny_be
     frozen = losses(RoundPlan(0, (0, 1, 2, 3), ()))
     assert frozen == pytest.approx([frozen[0]] * 3, rel=1e-5)
     noisy = losses(RoundPlan(0, (0, 1, 2, 3), (3,)))
-    assert min(abs(one - other) for one, other in zip(noisy, noisy[1:] + noisy[:1], strict=True)) > 1e-4
+    assert (
+        min(abs(one - other) for one, other in zip(noisy, noisy[1:] + noisy[:1], strict=True))
+        > 1e-4
+    )
 
 
 @pytest.mark.parametrize("method", ["fedbt", "full", "lora"])
@@ -223,7 +263,13 @@ def test_saving_memory_leaves_the_gradients_as_they_are(method: str, tiny_bert: 
         local, caught = local_model(tiny_bert, task, plan_of(method, task)), {}
 
         def catch(optimizer: Any, *_: Any) -> None:
-            caught.update({name: value.grad.clone() for name, value in local.trained.items() if value.grad is not None})
+            caught.update(
+                {
+                    name: value.grad.clone()
+                    for name, value in local.trained.items()
+                    if value.grad is not None
+                }
+            )
 
         handle = register_optimizer_step_pre_hook(catch)
         train.run(local, rows_of(8), collator(task), settings, FlopMeter())
@@ -236,16 +282,28 @@ def test_saving_memory_leaves_the_gradients_as_they_are(method: str, tiny_bert: 
         plain = gradients(task, whole)
         for saving in (replace(whole, micro_batch_size=3), replace(whole, checkpointing=True)):
             for name, value in gradients(task, saving).items():
-                torch.testing.assert_close(value, plain[name], rtol=1e-4, atol=1e-6, msg=f"{task} {name}")
+                torch.testing.assert_close(
+                    value, plain[name], rtol=1e-4, atol=1e-6, msg=f"{task} {name}"
+                )
 
 
 def test_a_token_budget_bounds_padded_pieces_and_still_covers_every_row_once() -> None:
-    made = list(train.batches(numbered(90), collator("classification"), 16, np.random.default_rng(0), tokens=128))
-    assert Counter(int(number) for batch in made for number in batch.input_ids[:, 1]) == Counter(range(90))
+    made = list(
+        train.batches(
+            numbered(90), collator("classification"), 16, np.random.default_rng(0), tokens=128
+        )
+    )
+    assert Counter(int(number) for batch in made for number in batch.input_ids[:, 1]) == Counter(
+        range(90)
+    )
     assert max(batch.input_ids.numel() for batch in made) <= 128
     assert max(len(batch.rows) for batch in made) > 4
 
 
 def test_one_row_longer_than_the_token_budget_still_runs() -> None:
-    made = list(train.batches(numbered(5), collator("classification"), 16, np.random.default_rng(0), tokens=8))
+    made = list(
+        train.batches(
+            numbered(5), collator("classification"), 16, np.random.default_rng(0), tokens=8
+        )
+    )
     assert [len(batch.rows) for batch in made] == [1] * 5

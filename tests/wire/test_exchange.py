@@ -26,7 +26,7 @@ class Clock:
 
 
 class SlowGrid:
-    """Takes `push_seconds` to take a message; each node answers once `answers` is over since then."""
+    """Takes `push_seconds` to take a message; each node answers once `answers` is over after it."""
 
     def __init__(self, clock: Clock, push_seconds: float, answers: dict[int, float]) -> None:
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
@@ -67,14 +67,20 @@ def asked(grid: SlowGrid, timeout: float) -> Exchange:
     return exchange
 
 
-def test_replies_that_lie_at_the_server_when_the_last_message_is_sent_are_taken(clock: Clock) -> None:
-    exchange = asked(SlowGrid(clock, push_seconds=0.5, answers=dict.fromkeys(NODES, 0.0)), timeout=1.0)
+def test_replies_that_lie_at_the_server_when_the_last_message_is_sent_are_taken(
+    clock: Clock,
+) -> None:
+    exchange = asked(
+        SlowGrid(clock, push_seconds=0.5, answers=dict.fromkeys(NODES, 0.0)), timeout=1.0
+    )
     assert [node for node, _ in exchange.replies()] == NODES
     assert exchange.silent == []
 
 
 def test_time_of_sending_is_not_taken_from_the_time_of_waiting(clock: Clock) -> None:
-    exchange = asked(SlowGrid(clock, push_seconds=5.0, answers={10: 0.0, 11: 0.0, 12: 0.9}), timeout=1.0)
+    exchange = asked(
+        SlowGrid(clock, push_seconds=5.0, answers={10: 0.0, 11: 0.0, 12: 0.9}), timeout=1.0
+    )
     assert [node for node, _ in exchange.replies()] == NODES
 
 
@@ -86,8 +92,12 @@ def test_silent_node_is_waited_for_as_long_as_the_timeout_and_no_longer(clock: C
     assert clock.now - begin == pytest.approx(3.0, abs=exchange_module.POLL_SECONDS)
 
 
-def test_replies_that_came_while_another_was_worked_on_are_taken_after_the_time_is_up(clock: Clock) -> None:
-    exchange = asked(SlowGrid(clock, push_seconds=0.5, answers={10: 4.0, 11: 2.0, 12: 0.0}), timeout=3.0)
+def test_replies_that_came_while_another_was_worked_on_are_taken_after_the_time_is_up(
+    clock: Clock,
+) -> None:
+    exchange = asked(
+        SlowGrid(clock, push_seconds=0.5, answers={10: 4.0, 11: 2.0, 12: 0.0}), timeout=3.0
+    )
     taken = []
     for node, _ in exchange.replies():
         clock.now += 10.0  # as decoding a large reply on a busy machine

@@ -1,4 +1,4 @@
-"""The wire schema: round trips through Flower's own serialisation, malformed replies, stated sizes."""
+"""The wire schema: round trips through Flower's serialisation, malformed replies, stated sizes."""
 
 import json
 import math
@@ -42,10 +42,15 @@ from fedbt_app.wire.updates import DELTA, VALUE, Update
 
 CODECS = ("float32", "bf16", "int4+zstd")
 LINEAGE = "0123456789abcdef" * 2
-HEAD = {"cls.predictions.bias": torch.arange(50.0), "cls.predictions.transform.dense.weight": torch.eye(8)}
+HEAD = {
+    "cls.predictions.bias": torch.arange(50.0),
+    "cls.predictions.transform.dense.weight": torch.eye(8),
+}
 BLOCK = {"bert.encoder.layer.3.output.dense.weight": torch.linspace(-1, 1, 96).reshape(8, 12)}
 PLAN = RoundPlan(2, (0, 1, 3, 3), (1,), embeddings=False, adapters=True)
-COSTS = ClientCosts(train_flops=10**14, stock_flops=3, same_flops=2, seconds=1.25, peak_memory_bytes=2**31)
+COSTS = ClientCosts(
+    train_flops=10**14, stock_flops=3, same_flops=2, seconds=1.25, peak_memory_bytes=2**31
+)
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +71,11 @@ def a_request(codec: str = "float32", plan: RoundPlan | None = PLAN) -> Request:
         Update("head", VALUE, PartState(0, "a" * 64), encode(HEAD, "float32")),
         Update("block.3", DELTA, PartState(4, "b" * 64), encode(BLOCK, codec)),
     ]
-    expected = {"head": PartState(0, "a" * 64), "block.3": PartState(4, "b" * 64), "adapter.2": PartState(1, "c" * 64)}
+    expected = {
+        "head": PartState(0, "a" * 64),
+        "block.3": PartState(4, "b" * 64),
+        "adapter.2": PartState(1, "c" * 64),
+    }
     return Request(Sync(LINEAGE, updates, expected), ("O", "B-Organ", "é,ü"), plan)
 
 
@@ -122,7 +131,11 @@ def test_reply_survives_the_wire() -> None:
         reply, message = a_reply(codec), sent(request_record(a_request()))
         read = read_reply(over_the_wire(reply_message(reply, message)))
         assert (read.status, read.error) == ("ok", "")
-        assert (read.held, read.examples, read.metrics) == (reply.held, reply.examples, reply.metrics)
+        assert (read.held, read.examples, read.metrics) == (
+            reply.held,
+            reply.examples,
+            reply.metrics,
+        )
         for name in ("train_flops", "stock_flops", "same_flops", "seconds", "peak_memory_bytes"):
             assert getattr(read.costs, name) == getattr(COSTS, name)
         assert read.deltas is not None
@@ -139,13 +152,18 @@ def test_reply_of_a_client_that_lacks_parts_survives_the_wire() -> None:
 
 
 def test_refusal_survives_the_wire() -> None:
-    read = read_reply(over_the_wire(refusal_message("no space left", sent(request_record(a_request())))))
+    read = read_reply(
+        over_the_wire(refusal_message("no space left", sent(request_record(a_request()))))
+    )
     assert (read.status, read.error, read.examples) == (FAILED, "no space left", 0)
 
 
 def test_capabilities_survive_the_wire() -> None:
     message = sent(request_record(Request(Sync(LINEAGE, [], {}))), "query")
-    assert read_capabilities(over_the_wire(capabilities_message(CAPABILITIES, message))) == CAPABILITIES
+    assert (
+        read_capabilities(over_the_wire(capabilities_message(CAPABILITIES, message)))
+        == CAPABILITIES
+    )
 
 
 def test_capabilities_hold_names_and_counts_and_nothing_else() -> None:
@@ -175,7 +193,7 @@ def test_reply_has_these_records_and_no_other() -> None:
     }
 
 
-# Sizes --------------------------------------------------------------------------------------------------------
+# Sizes --------------------------------------------------------------------------------------------
 
 
 def transferred(message: Message) -> int:
@@ -211,7 +229,7 @@ def test_serialised_size_grows_with_the_payload() -> None:
     assert serialised_bytes(sent(request_record(more))) > serialised_bytes(sent(request)) + 1000
 
 
-# Malformed ----------------------------------------------------------------------------------------------------
+# Malformed ----------------------------------------------------------------------------------------
 
 
 def drop(record: str, key: str = "") -> Callable[[RecordDict], None]:
@@ -244,7 +262,9 @@ def complaint(read: Callable[[Message], Any], message: Message) -> str:
     return ""
 
 
-def assert_refused(read: Callable[[Message], Any], make: Callable[[], Message], spoilt: Spoilt, problem: str) -> None:
+def assert_refused(
+    read: Callable[[Message], Any], make: Callable[[], Message], spoilt: Spoilt, problem: str
+) -> None:
     """Assert that each change of a fresh message makes reading it fail in one line."""
     for kind, change in spoilt.items():
         message = make()
@@ -255,7 +275,10 @@ def assert_refused(read: Callable[[Message], Any], make: Callable[[], Message], 
 
 
 REPLY_SPOILT: Spoilt = {
-    **{f"no {name}": drop(name) for name in ("reply", "held", "counts", "metrics", "costs", "headers", "parts")},
+    **{
+        f"no {name}": drop(name)
+        for name in ("reply", "held", "counts", "metrics", "costs", "headers", "parts")
+    },
     "no status": drop("reply", "status"),
     "no error": drop("reply", "error"),
     "no count": drop("counts", "num-examples"),
@@ -290,7 +313,10 @@ REPLY_SPOILT: Spoilt = {
 def test_malformed_reply_is_refused_in_one_line() -> None:
     request = sent(request_record(a_request()))
     assert_refused(
-        read_reply, lambda: reply_message(a_reply(), request), REPLY_SPOILT, "the client's reply is malformed"
+        read_reply,
+        lambda: reply_message(a_reply(), request),
+        REPLY_SPOILT,
+        "the client's reply is malformed",
     )
 
 
@@ -308,14 +334,19 @@ REQUEST_SPOILT: Spoilt = {
 
 def test_malformed_request_is_refused_in_one_line() -> None:
     def make() -> Message:
-        return Message(request_record(a_request()), dst_node_id=7, message_type="train", group_id="1")
+        return Message(
+            request_record(a_request()), dst_node_id=7, message_type="train", group_id="1"
+        )
 
     assert_refused(read_request, make, REQUEST_SPOILT, "the server's request is malformed")
 
 
 CAPABILITIES_SPOILT: Spoilt = {
     **{f"no {name}": drop(name) for name in ("capabilities", "labels", "held", "reply")},
-    **{f"no {name}": drop("capabilities", name) for name in ("name", "fingerprint", "examples", "device")},
+    **{
+        f"no {name}": drop("capabilities", name)
+        for name in ("name", "fingerprint", "examples", "device")
+    },
     "number as name": put("capabilities", "name", 5),
     "text as examples": put("capabilities", "examples", "5"),
     "negative examples": put("capabilities", "examples", -5),
@@ -331,13 +362,18 @@ CAPABILITIES_SPOILT: Spoilt = {
 def test_malformed_answer_to_the_query_is_refused_in_one_line() -> None:
     query = sent(request_record(Request(Sync(LINEAGE, [], {}))), "query")
     assert_refused(
-        read_capabilities, lambda: capabilities_message(CAPABILITIES, query), CAPABILITIES_SPOILT, "malformed"
+        read_capabilities,
+        lambda: capabilities_message(CAPABILITIES, query),
+        CAPABILITIES_SPOILT,
+        "malformed",
     )
 
 
 def test_labels_that_are_no_names_are_refused() -> None:
     for names in (["a\nb"], ["a" * 101], [str(number) for number in range(5001)]):
-        message = capabilities_message(CAPABILITIES, sent(request_record(Request(Sync(LINEAGE, [], {}))), "query"))
+        message = capabilities_message(
+            CAPABILITIES, sent(request_record(Request(Sync(LINEAGE, [], {}))), "query")
+        )
         message.content["labels"] = ConfigRecord({"names": names, "counts": [1] * len(names)})
         with pytest.raises(FedBTError, match="more than 5000 labels, or one that is no name"):
             read_capabilities(over_the_wire(message))
@@ -349,7 +385,9 @@ def test_what_a_client_says_cannot_move_a_terminals_cursor() -> None:
 
 
 def test_refusal_of_a_query_gives_its_reason() -> None:
-    message = refusal_message("no such folder", sent(request_record(Request(Sync(LINEAGE, [], {}))), "query"))
+    message = refusal_message(
+        "no such folder", sent(request_record(Request(Sync(LINEAGE, [], {}))), "query")
+    )
     with pytest.raises(FedBTError, match=r"^no such folder$"):
         read_capabilities(over_the_wire(message))
 
@@ -357,7 +395,10 @@ def test_refusal_of_a_query_gives_its_reason() -> None:
 def test_node_error_gives_its_reason() -> None:
     request = sent(request_record(a_request()))
     for read in (read_reply, read_capabilities):
-        for reason, shown in {"Node Unavailable": "Node Unavailable", None: "reason unknown"}.items():
+        for reason, shown in {
+            "Node Unavailable": "Node Unavailable",
+            None: "reason unknown",
+        }.items():
             with pytest.raises(FedBTError, match=shown):
                 read(Message(Error(1, reason), reply_to=request))
 
