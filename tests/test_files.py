@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def fill(path: Path, content: str = "new", keep: Callable[[], bool] = lambda: Fa
         (folder / "weights").write_text(content)
 
 
-# Files ------------------------------------------------------------------------------------------------------------
+# Files --------------------------------------------------------------------------------------------
 
 
 def test_file_is_made_and_replaced(tmp_path: Path) -> None:
@@ -67,22 +68,22 @@ def test_failing_write_leaves_the_old_file_whole_and_no_litter(tmp_path: Path) -
     assert names_in(tmp_path) == ["note.json"]
 
 
-@pytest.mark.parametrize("failing", ["fsync", "replace"])
-@pytest.mark.parametrize("error", [FULL, KeyboardInterrupt()])
 def test_file_that_cannot_be_seen_onto_the_disk_or_moved_does_not_replace_the_old_one(
-    failing: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: Any) -> None:
-        raise error
-
     path = tmp_path / "note.json"
     replace_text(path, "old")
-    with monkeypatch.context() as patch:
-        patch.setattr(files.os, failing, stop)
-        with pytest.raises(type(error)):
-            replace_text(path, "new")
-    assert path.read_text() == "old"
-    assert names_in(tmp_path) == ["note.json"]
+    for failing, error in product(("fsync", "replace"), (FULL, KeyboardInterrupt())):
+
+        def stop(*_: Any, error: BaseException = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files.os, failing, stop)
+            with pytest.raises(type(error)):
+                replace_text(path, "new")
+        assert path.read_text() == "old"
+        assert names_in(tmp_path) == ["note.json"]
 
 
 def test_file_is_private_unless_it_is_to_be_read(tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def test_what_a_killed_process_leaves_is_known_by_its_name(tmp_path: Path) -> No
     assert [name.partition(".")[0] for name in seen] == ["note", "model"]
 
 
-# Folders ----------------------------------------------------------------------------------------------------------
+# Folders ------------------------------------------------------------------------------------------
 
 
 def test_folder_is_made_and_replaced_with_all_that_was_in_it(tmp_path: Path, old: Path) -> None:

@@ -24,7 +24,7 @@ def run_plan(
 PRE_TRAINING = run_plan("mlm")
 
 
-# Schedules ----------------------------------------------------------------------------------------------------
+# Schedules ----------------------------------------------------------------------------------------
 
 
 def test_pre_training_gives_each_block_half_of_the_rounds_that_remain() -> None:
@@ -74,7 +74,7 @@ def test_fine_tuning_plans_train_all_blocks_above_the_lowest_at_full_depth() -> 
         assert [one.lowest_trained for one in plans[:3]] == [11, 10, 9]
 
 
-# Sampled local models -----------------------------------------------------------------------------------------
+# Sampled local models -----------------------------------------------------------------------------
 
 
 @settings(max_examples=100)
@@ -149,7 +149,7 @@ def test_fine_tuning_with_less_depth_keeps_the_topmost_trained_blocks_over_the_s
         assert (made.local_blocks, made.trained_blocks) == (local, trained)
 
 
-# Methods ------------------------------------------------------------------------------------------------------
+# Methods ------------------------------------------------------------------------------------------
 
 
 def test_baselines_train_the_same_parts_of_the_whole_model_in_every_round() -> None:
@@ -197,7 +197,7 @@ def test_the_frozen_prefix_is_what_no_round_trains() -> None:
     assert run_plan("ner", "full").frozen_prefix() == run_plan("ner", "lora").frozen_prefix() == 0
 
 
-# Schedules of one's own ---------------------------------------------------------------------------------------
+# Schedules of one's own ---------------------------------------------------------------------------
 
 
 def test_a_schedule_names_the_blocks_of_each_round_and_begins_again() -> None:

@@ -1,4 +1,4 @@
-"""Local models over the tiny BERT of conftest.py: new heads, and adapters that have learned something."""
+"""Local models over the tiny BERT of conftest.py: new heads, adapters that have learned a bit."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -131,40 +131,38 @@ def test_a_clients_name_cannot_lead_out_of_its_run(tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.iterdir()] == ["pools"]
 
 
-@pytest.mark.parametrize("failing", ["save_file", "os.replace", "os.fsync"])
 def test_an_interrupted_write_leaves_the_old_part_and_nothing_else(
-    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     pool = ParameterPool(tmp_path, RUN, "a")
     before = pool.store("head", 1, some(1))
-    with monkeypatch.context() as patch:
-        owner, _, name = failing.rpartition(".")
-        patch.setattr(os if owner else tensors_module, name, fail)
-        with pytest.raises(KeyboardInterrupt):
-            pool.store("head", 2, some(2))
-    assert same(pool.tensors("head"), some(1))
-    assert pool.states() == {"head": before}
-    assert [path.name for path in pool.folder.iterdir()] == ["head.safetensors"]
+    for owner, name in ((tensors_module, "save_file"), (os, "replace"), (os, "fsync")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail)
+            with pytest.raises(KeyboardInterrupt):
+                pool.store("head", 2, some(2))
+        assert same(pool.tensors("head"), some(1))
+        assert pool.states() == {"head": before}
+        assert [path.name for path in pool.folder.iterdir()] == ["head.safetensors"]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")],
-)
 def test_a_full_disk_is_named_with_what_to_do_and_leaves_no_half_written_file(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise error
-
     pool = ParameterPool(tmp_path, RUN, "a")
-    monkeypatch.setattr(tensors_module, "save_file", fail)
-    with pytest.raises(FedBTError, match=r"No space left on device.*free some space.*pool-dir"):
-        pool.store("head", 1, some())
-    assert list(pool.folder.iterdir()) == []
+    full = "No space left on device"
+    for error in (OSError(28, full), SafetensorError(f"I/O error: {full}")):
+
+        def fail(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(tensors_module, "save_file", fail)
+        with pytest.raises(FedBTError, match=rf"{full}.*free some space.*pool-dir"):
+            pool.store("head", 1, some())
+        assert list(pool.folder.iterdir()) == []
 
 
 def test_a_pool_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -24,9 +24,8 @@ SMALLEST = 2.0**-133  # of bfloat16; below it the lossy codecs may lose a value
 shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple) | st.sampled_from(
     [(), (0,), (1,), (1, 1), (1, 31), (1, 32), (1, 33), (5, 13), (2, 64), (0, 7), (3, 0, 2)]
 )
-moderate = st.floats(
-    width=32, min_value=-(2.0**100), max_value=2.0**100
-)  # 1.3e30, subnormals included
+LARGEST = 2.0**100  # 1.3e30
+moderate = st.floats(width=32, min_value=-LARGEST, max_value=LARGEST)  # subnormals included
 
 
 @st.composite
@@ -72,7 +71,7 @@ def same_bits(a, b):
 
 
 def assert_within_bound(sent, received, codec):
-    """Within half a step of the block, where the step cannot exceed what the largest element needs."""
+    """Within half a step of the block; its step cannot exceed what the largest element needs."""
     bits = CODECS[codec].bits
     if bits == 32:
         assert same_bits(sent, received)
@@ -88,7 +87,7 @@ def assert_within_bound(sent, received, codec):
         if bits > 2:
             step = largest / 2 ** (bits - 1) * (1 + 2 * BF16_ERROR) + SMALLEST
             assert (error <= step / 2 * (1 + 1e-5)).all()
-        else:  # y holds only +-step/2 and +-3 step/2, so the step is known to a factor; see test_int2_levels
+        else:  # y holds +-step/2 and +-3 step/2, so step is known to a factor: test_int2_levels
             assert (error <= largest * (1 + 2 * BF16_ERROR) + SMALLEST).all()
             assert error.square().sum() <= x.double().square().sum() + len(x) * SMALLEST**2
 
@@ -153,7 +152,7 @@ def test_every_level_comes_back_in_its_place():
 
 
 def test_int2_levels():
-    """Four levels, nearest first: only an element beyond two steps misses by more than half a step."""
+    """Four levels, nearest first: only beyond two steps is an element off by more than half one."""
     sent = torch.randn(100, BLOCK, generator=torch.Generator().manual_seed(1))
     encoded = encode({"t": sent}, "int2")
     received = decode(encoded.arrays, encoded.header, {"t": (100, BLOCK)})["t"]
@@ -377,16 +376,13 @@ def test_decode_refuses_other_arrays():
 
 
 def test_decode_refuses_values_that_are_not_finite():
-    for codec, bad in product(PLAIN, (math.nan, math.inf, -math.inf)):
+    bad = torch.tensor([math.nan, math.inf, -math.inf])
+    for codec in PLAIN:
         arrays, header = encode(sample(), codec)
-        bits = (
-            torch.tensor(bad)
-            if codec == "float32"
-            else torch.tensor(bad).bfloat16().view(torch.uint16)
-        )
+        bits = bad.numpy() if codec == "float32" else bad.bfloat16().view(torch.uint16).numpy()
         for place in range(len(arrays["values"])):
             values = arrays["values"].copy()
-            values[place] = bits.numpy()
+            values[place] = bits[place % 3]
             refuses(arrays | {"values": values}, header, shapes_of(sample()), "weight|bias|odd")
 
 
@@ -438,7 +434,7 @@ def test_decode_refuses_size_bombs(monkeypatch):
 
 
 @pytest.mark.parametrize("codec", CODECS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(data=st.data())
 def test_damage_is_refused_or_harmless(codec, data):
     tensors = sample()

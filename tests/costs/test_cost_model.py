@@ -38,7 +38,7 @@ def cost_model(folder: Path, task: str, fused: bool = False) -> CostModel:
 
 
 def plans_of(method: str, task: str) -> list[RoundPlan]:
-    """Return the run's plans that differ in more than their number, of a client that is not as deep as the model."""
+    """Return a run's plans that differ in more than their number, of a client of less depth."""
     plans = [
         plan_of(method, task, round_, 3 if METHODS[method].blocks == "scheduled" else 0)
         for round_ in range(ROUNDS)
@@ -66,7 +66,7 @@ def measured(run: Callable[[], torch.Tensor]) -> int:
     return meter.total
 
 
-# FLOPs --------------------------------------------------------------------------------------------------------
+# FLOPs --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -79,7 +79,7 @@ def test_the_prediction_of_a_step_is_what_the_dispatcher_counts(
             local = local_model(tiny_bert, task, plan, dropout)
             for padded in (False, True):
                 batch = batch_of(task, padded)
-                found = measured(lambda local=local, batch=batch: forward.loss(local, batch))  # type: ignore[misc]
+                found = measured(lambda local=local, batch=batch: forward.loss(local, batch))
                 assert found == costs.step_flops(plan, shape_of(task)), (
                     task,
                     dropout,
@@ -95,7 +95,7 @@ def test_a_step_over_the_cached_prefix_is_what_the_dispatcher_counts(tiny_bert: 
         start = forward.prefix(local, batch, depth)
         found = measured(
             lambda local=local, batch=batch, start=start: forward.loss(local, batch, start)
-        )  # type: ignore[misc]
+        )
         assert found == cost_model(tiny_bert, task, fused=True).step_flops(
             plan, shape_of(task), start=depth
         )
@@ -132,7 +132,7 @@ def test_the_stock_step_is_what_the_dispatcher_counts_for_transformers_own_model
             "labels": torch.ones(2, dtype=torch.int64) if task == "classification" else ids % 3,
         }
         model = kind(config).train()
-        found = measured(lambda model=model, inputs=inputs: model(**inputs).loss)  # type: ignore[misc]
+        found = measured(lambda model=model, inputs=inputs: model(**inputs).loss)
         assert found == CostModel(architecture, TASKS[task], 3).stock_step_flops(batch=2, length=16)
 
 
@@ -145,7 +145,7 @@ def test_training_more_never_costs_less() -> None:
     assert by_lowest[0] < costs.full_step_flops(shape) < costs.stock_step_flops(16, 128)
 
 
-# Parameters and bytes -----------------------------------------------------------------------------------------
+# Parameters and bytes -----------------------------------------------------------------------------
 
 
 def test_predicted_payload_is_what_the_codec_makes(tiny_bert: Path) -> None:

@@ -27,14 +27,12 @@ SMALL = Architecture.from_config(
 
 
 def plans_of(method: str, task: Task) -> list[RoundPlan]:
-    """Return what a method trains; where that is scheduled, first a block between frozen ones, then the last."""
+    """Return what a method trains; if scheduled, a block between frozen ones, then the last."""
     scheduled = METHODS[method].blocks == "scheduled"
     return RunPlan(METHODS[method], task, SMALL.depth, 1 + scheduled, "1;-1").rounds()
 
 
-def test_the_count_is_the_formulas_number_for_every_task_and_method_with_and_without_a_cached_prefix() -> (
-    None
-):
+def test_the_count_of_every_step_is_the_formulas_number_whatever_is_cached() -> None:
     for name, method, fused in product(LABELS, METHODS, (False, True)):
         task, labels = TASKS[name], len(LABELS[name])
         counts, formulas = (

@@ -77,7 +77,7 @@ def raised(call: Callable[[], Any]) -> str:
     return str(caught.value)
 
 
-# Labels -------------------------------------------------------------------------------------------------------
+# Labels -------------------------------------------------------------------------------------------
 
 
 def test_text_in_the_place_of_labels_does_not_leave_the_site(tmp_path: Path, config: Any) -> None:
@@ -90,7 +90,7 @@ def test_text_in_the_place_of_labels_does_not_leave_the_site(tmp_path: Path, con
     assert client(config()).label_counts.keys() == {"a", "b"}
 
 
-# Splits -------------------------------------------------------------------------------------------------------
+# Splits -------------------------------------------------------------------------------------------
 
 
 def test_a_folder_has_its_own_splits(tmp_path: Path, config: Any) -> None:
@@ -190,7 +190,7 @@ def test_natural_sites(tmp_path: Path, config: Any) -> None:
     assert [set(client(made, (number, 2)).label_counts) for number in range(2)] == [{"a"}, {"b"}]
 
 
-# Word pieces --------------------------------------------------------------------------------------------------
+# Word pieces --------------------------------------------------------------------------------------
 
 
 def test_classification_is_truncated(tmp_path: Path, config: Any) -> None:
@@ -238,11 +238,8 @@ def test_ner_is_truncated_with_its_tags(tmp_path: Path, config: Any) -> None:
 
 def test_chunks_hold_every_piece(tmp_path: Path, config: Any) -> None:
     mark = tokenizer()
-    long = [
-        {"text": f"{'alpha ' * 20}one"},
-        {"text": "beta " * 7},
-        {"text": "gamma " * 30},
-    ]  # 21+1+7+1+30 = 60
+    # of 21 + 7 + 30 pieces and two separators: 60
+    long = [{"text": text} for text in (f"{'alpha ' * 20}one", "beta " * 7, "gamma " * 30)]
     for words in (0, 3, 9):  # pieces in a fourth, short text: its chunk is too short, or not
         rows = [*long, {"text": "delta " * words}] if words else long
         file = write(tmp_path / f"{words}.jsonl", rows)
@@ -269,7 +266,7 @@ def test_too_little_text_to_train_on(tmp_path: Path, config: Any) -> None:
     assert "leaves nothing to train on" in raised(lambda: client(config(dataset=file, task="mlm")))
 
 
-# Cache --------------------------------------------------------------------------------------------------------
+# Cache --------------------------------------------------------------------------------------------
 
 
 def test_a_hit_loads_neither_data_nor_tokenizer(
@@ -326,11 +323,12 @@ def test_whatever_matters_makes_another_entry(tmp_path: Path, config: Any) -> No
 
 
 TRAINING = """
-method model num_rounds local_epochs local_depth batch_size learning_rate weight_decay dropout mask_probability
-lora_rank lora_alpha codec reference participation min_clients round_timeout client_evaluation device output_dir
-cache_dir pool_dir precision prefix_cache_gb tokens_per_batch micro_batch_size checkpointing
-masking static_maskings min_replies below_minimum resume tensorboard central_evaluation schedule server_momentum
-learning_rate_decay aggregation server_optimizer privacy
+method model num_rounds local_epochs local_depth batch_size learning_rate weight_decay dropout
+mask_probability lora_rank lora_alpha codec reference participation min_clients round_timeout
+client_evaluation device output_dir cache_dir pool_dir precision prefix_cache_gb tokens_per_batch
+micro_batch_size checkpointing masking static_maskings min_replies below_minimum resume
+tensorboard central_evaluation schedule server_momentum learning_rate_decay aggregation
+server_optimizer privacy
 """
 
 

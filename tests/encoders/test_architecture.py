@@ -1,4 +1,4 @@
-"""What an architecture says of its tensors, from its config alone, is what transformers' own model has."""
+"""What an architecture says of its tensors is what transformers' own model has."""
 
 from typing import Any
 
@@ -47,9 +47,7 @@ def test_bert_base_has_the_published_parameter_counts() -> None:
     assert count(base.model(HeadKind.SEQUENCE, 13)) == 109_492_237
 
 
-def test_every_tensor_of_the_stock_model_is_listed_with_its_shape_in_the_part_that_it_belongs_to() -> (
-    None
-):
+def test_every_tensor_of_the_stock_model_is_listed_with_its_shape_in_its_part() -> None:
     parts = {EMBEDDINGS, HEAD, *(f"block.{index}" for index in range(TINY.depth))}
     for head in STOCK:
         shapes = stock_shapes(head, 5)

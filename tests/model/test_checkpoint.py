@@ -48,7 +48,7 @@ def old_names(tensors: Tensors) -> Tensors:
     return renamed
 
 
-# Reading ------------------------------------------------------------------------------------------------------
+# Reading ------------------------------------------------------------------------------------------
 
 
 def test_names_without_prefix_are_read_by_their_canonical_names(
@@ -110,7 +110,7 @@ def test_label_names_come_in_the_order_of_their_ids(
     assert Checkpoint(folder_of(stored, id2label=None)).labels == ()
 
 
-# Fingerprint --------------------------------------------------------------------------------------------------
+# Fingerprint --------------------------------------------------------------------------------------
 
 
 def test_the_fingerprint_is_that_of_the_weights_whatever_file_and_names(
@@ -172,7 +172,7 @@ def test_the_tokenizer_id_changes_with_the_vocabulary(
     assert Checkpoint(folder).tokenizer_id != Checkpoint(tiny_bert).tokenizer_id
 
 
-# What is refused ----------------------------------------------------------------------------------------------
+# What is refused ----------------------------------------------------------------------------------
 
 
 class Payload:

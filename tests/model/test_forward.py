@@ -123,40 +123,36 @@ def test_the_last_block_and_the_head_compute_only_the_positions_that_the_loss_re
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("task", LABELS)
 def test_dropout_noise_is_drawn_in_trained_blocks_and_the_head_and_nowhere_else(
-    task: str, plan: str, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+    plan: str, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    local, batch = (
-        local_model(tiny_bert, task, PLANS[plan], dropout=0.5),
-        batch_of(task, padded=False),
-    )
-    bert, noisy, shares = local.module.bert, {}, []
-    attend = bert_blocks.scaled_dot_product_attention
+    attend, shares, noisy, wanted = bert_blocks.scaled_dot_product_attention, [], {}, {}
 
     def recorded(*inputs: Any, dropout_p: float, **options: Any) -> torch.Tensor:
         shares.append(dropout_p)
         return attend(*inputs, dropout_p=dropout_p, **options)
 
-    def watch(name: str, module: Any) -> None:
+    def watch(name: str, module: Any, noise: bool) -> None:
+        wanted[name] = noise
         module.register_forward_hook(
             lambda module, inputs, output: noisy.update({name: not torch.equal(inputs[0], output)})
         )
 
     monkeypatch.setattr(bert_blocks, "scaled_dot_product_attention", recorded)
-    trained = [block in local.plan.trained_blocks for block in local.plan.local_blocks]
-    wanted = {"embeddings": local.plan.embeddings}
-    watch("embeddings", bert.embeddings.dropout)  # type: ignore[union-attr]
-    for position, layer in enumerate(bert.encoder.layer):  # type: ignore[union-attr,arg-type]
-        for name in ("attention.output", "output"):
-            watch(f"{position} {name}", layer.get_submodule(name).dropout)
-            wanted[f"{position} {name}"] = trained[position]
-    if task != "mlm":
-        watch("head", local.module.dropout)
-        wanted["head"] = True
-    forward.loss(local, batch)
-    assert noisy == wanted
-    assert shares == [0.5 if one else 0.0 for one in trained]
+    for task in LABELS:
+        local = local_model(tiny_bert, task, PLANS[plan], dropout=0.5)
+        trained = [block in local.plan.trained_blocks for block in local.plan.local_blocks]
+        for found in (shares, noisy, wanted):
+            found.clear()
+        watch("embeddings", local.module.bert.embeddings.dropout, local.plan.embeddings)
+        for position, layer in enumerate(local.module.bert.encoder.layer):
+            for name in ("attention.output", "output"):
+                watch(f"{position} {name}", layer.get_submodule(name).dropout, trained[position])
+        if task != "mlm":
+            watch("head", local.module.dropout, True)
+        forward.loss(local, batch_of(task, padded=False))
+        assert noisy == wanted, task
+        assert shares == [0.5 if one else 0.0 for one in trained], task
 
 
 def test_padding_does_not_change_what_an_example_gives(tiny_bert: Path) -> None:

@@ -59,7 +59,7 @@ def everything(module: torch.nn.Module) -> Tensors:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
-# What is trained ----------------------------------------------------------------------------------------------
+# What is trained ----------------------------------------------------------------------------------
 
 
 def test_exactly_the_tensors_of_the_plans_parts_are_trained(tiny_bert: Path) -> None:
@@ -131,7 +131,7 @@ def test_dropout_is_active_in_trained_blocks_and_the_head_only(tiny_bert: Path) 
         assert all(one.training for one in full.modules())
 
 
-# Which blocks -------------------------------------------------------------------------------------------------
+# Which blocks -------------------------------------------------------------------------------------
 
 
 def test_a_block_that_was_sampled_twice_stands_at_both_positions(tiny_bert: Path) -> None:
@@ -179,7 +179,7 @@ def test_only_the_tensors_of_the_local_model_are_read(
         } | head
 
 
-# Values -------------------------------------------------------------------------------------------------------
+# Values -------------------------------------------------------------------------------------------
 
 
 def test_at_full_depth_the_module_gives_the_stock_models_outputs(tiny_bert: Path) -> None:
@@ -243,7 +243,7 @@ def test_the_delta_is_what_training_added(tiny_bert: Path) -> None:
         assert torch.equal(received[name], weights.part(part_of(name))[name])
 
 
-# New tensors --------------------------------------------------------------------------------------------------
+# New tensors --------------------------------------------------------------------------------------
 
 
 def test_new_tensors_depend_on_the_seed_and_adapters_start_as_no_change(tiny_bert: Path) -> None:

@@ -35,68 +35,56 @@ from fedbt_app.wire.local_grid import LocalGrid, simulated
 
 SCORES = Metrics(train_loss=1.5, accuracy=0.25)
 
-# events -------------------------------------------------------------------------------------------------------
+# events -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("event", "line"),
-    [
-        (RoundBegan(1, 6, 4), "round 1/6: 4 clients"),
-        (
-            Replied(2, 6, "clinic: b", 0.5, 120, 1.25, 3.5, 12.5),
-            "round 2/6: clinic: b: loss 0.5000, 120 examples, 1.25 TFLOP, 3.50 MB up, 12.5 s",
-        ),
-        (
-            RoundDone(2, 6, 20.5, Blocks([0, 11]), SCORES, 7.0, 8.0, 2.5),
-            "round 2/6 done in 20.5 s: blocks [0, 11], train_loss 1.5000, accuracy 0.2500, 7.00 MB up, 8.00 MB down, "
-            "2.50 TFLOP",
-        ),
-        (
-            RoundDone(1, 1, 1.0, Blocks(), Metrics(), 0.0, 0.0, 0.0),
-            "round 1/1 done in 1.0 s: blocks none, no central test set, 0.00 MB up, 0.00 MB down, 0.00 TFLOP",
-        ),
-        (
-            LeftOut(3, "clinic-b", "disk full: [Errno 28]"),
-            "round 3: clinic-b is left out: disk full: [Errno 28]",
-        ),
-        (LeftOut(3, "clinic-b", ""), "round 3: clinic-b is left out: "),
-        (BeforeTraining(SCORES), "before training: train_loss 1.5000, accuracy 0.2500"),
-        (
-            HeldOut(7, SCORES),
-            "on 7 held-out rows at the clients: train_loss 1.5000, accuracy 0.2500",
-        ),
-        (
-            WentOn(2, 6, 1.5, 2.0, 3.0),
-            "goes on after round 2/6: 1.50 TFLOP, 2.00 MB up, 3.00 MB down until then",
-        ),
-    ],
-)
-def test_a_line_is_read_as_the_event_that_wrote_it(event: Any, line: str) -> None:
-    assert str(event) == line
-    assert read(line) == event
+LINES = {
+    "round 1/6: 4 clients": RoundBegan(1, 6, 4),
+    "round 2/6: clinic: b: loss 0.5000, 120 examples, 1.25 TFLOP, 3.50 MB up, 12.5 s": Replied(
+        2, 6, "clinic: b", 0.5, 120, 1.25, 3.5, 12.5
+    ),
+    "round 2/6 done in 20.5 s: blocks [0, 11], train_loss 1.5000, accuracy 0.2500, 7.00 MB up, "
+    "8.00 MB down, 2.50 TFLOP": RoundDone(2, 6, 20.5, Blocks([0, 11]), SCORES, 7.0, 8.0, 2.5),
+    "round 1/1 done in 1.0 s: blocks none, no central test set, 0.00 MB up, 0.00 MB down, "
+    "0.00 TFLOP": RoundDone(1, 1, 1.0, Blocks(), Metrics(), 0.0, 0.0, 0.0),
+    "round 3: clinic-b is left out: disk full: [Errno 28]": LeftOut(
+        3, "clinic-b", "disk full: [Errno 28]"
+    ),
+    "round 3: clinic-b is left out: ": LeftOut(3, "clinic-b", ""),
+    "before training: train_loss 1.5000, accuracy 0.2500": BeforeTraining(SCORES),
+    "on 7 held-out rows at the clients: train_loss 1.5000, accuracy 0.2500": HeldOut(7, SCORES),
+    "goes on after round 2/6: 1.50 TFLOP, 2.00 MB up, 3.00 MB down until then": WentOn(
+        2, 6, 1.5, 2.0, 3.0
+    ),
+}
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.5, 1e30])
-def test_odd_numbers_come_back(value: float) -> None:
-    event = read(str(RoundDone(1, 2, 1.0, Blocks(), Metrics(loss=value, f1=0.5), 0.0, 0.0, 0.0)))
-    assert isinstance(event, RoundDone)
-    assert event.metrics["loss"] == pytest.approx(value, nan_ok=True)
-    assert event.metrics["f1"] == 0.5
+def test_a_line_is_read_as_the_event_that_wrote_it() -> None:
+    for line, event in LINES.items():
+        assert str(event) == line
+        assert read(line) == event
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
+def test_odd_numbers_come_back() -> None:
+    for value in (math.nan, math.inf, -math.inf, -0.5, 1e30):
+        event = read(
+            str(RoundDone(1, 2, 1.0, Blocks(), Metrics(loss=value, f1=0.5), 0.0, 0.0, 0.0))
+        )
+        assert isinstance(event, RoundDone)
+        assert event.metrics["loss"] == pytest.approx(value, nan_ok=True)
+        assert event.metrics["f1"] == 0.5
+
+
+def test_other_lines_are_no_events() -> None:
+    for line in (
         *("", "noise", "round", "round 1", "round x/2: 3 clients", "round 1/2: 3 clients more"),
         *("clinic joins: 3 examples", f"round {'9' * 9999}/2: 3 clients"),
         "round 1/2: a: loss ?, 1 examples, 1.00 TFLOP, 1.00 MB up, 1.0 s",
-    ],
-)
-def test_other_lines_are_no_events(line: str) -> None:
-    assert read(line) is None
+    ):
+        assert read(line) is None, line
 
 
-# The view -----------------------------------------------------------------------------------------------------
+# The view -----------------------------------------------------------------------------------------
 
 
 class Clock:
@@ -189,18 +177,18 @@ def test_a_repeated_round_starts_its_replies_anew_but_not_its_time(clock: Clock)
     assert "0:00:00 to go" in drawn(view)  # it takes longer than expected
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_odd_numbers_are_shown(clock: Clock, value: float) -> None:
-    view = fed(
-        clock,
-        BeforeTraining(Metrics(loss=value)),
-        RoundBegan(1, 4, 1),
-        Replied(1, 4, "a", value, 0, value, value, value),
-        RoundDone(1, 4, value, Blocks(), Metrics(loss=value), value, value, value),
-        HeldOut(3, Metrics(loss=value)),
-    )
-    assert f"loss {value:.4f} -> {value:.4f}" in drawn(view)
-    assert f"on the clients' held-out rows: loss {value:.4f}" in drawn(view)
+def test_odd_numbers_are_shown(clock: Clock) -> None:
+    for value in (math.nan, math.inf, -math.inf):
+        view = fed(
+            clock,
+            BeforeTraining(Metrics(loss=value)),
+            RoundBegan(1, 4, 1),
+            Replied(1, 4, "a", value, 0, value, value, value),
+            RoundDone(1, 4, value, Blocks(), Metrics(loss=value), value, value, value),
+            HeldOut(3, Metrics(loss=value)),
+        )
+        assert f"loss {value:.4f} -> {value:.4f}" in drawn(view)
+        assert f"on the clients' held-out rows: loss {value:.4f}" in drawn(view)
 
 
 def test_many_replies_do_not_fill_the_screen(clock: Clock) -> None:
@@ -257,9 +245,13 @@ def test_the_view_and_tensorboard_follow_a_whole_run(
     settings: Callable[..., dict[str, Any]],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
     clock: Clock,
 ) -> None:
-    values = settings(output_dir=str(tmp_path / "out"), tensorboard=True, num_rounds=2)
+    monkeypatch.setattr("fedbt_app.report.plots.write_plots", lambda *_: [])
+    values = settings(
+        output_dir=str(tmp_path / "out"), tensorboard=True, num_rounds=2, max_train_examples=40
+    )
     with caplog.at_level(logging.INFO, logger="flwr"):
         report = server_app.run(
             LocalGrid(client_app.app, values, simulated(2)), RunConfig.load(values)
@@ -299,7 +291,7 @@ def test_plain_lines_unless_a_terminal_reads_them(
     assert not isinstance(live.progress(2, verbose=False), live.View)
 
 
-# TensorBoard --------------------------------------------------------------------------------------------------
+# TensorBoard --------------------------------------------------------------------------------------
 
 
 def entry(round_: int, loss: float) -> RoundEntry:

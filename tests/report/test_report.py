@@ -79,6 +79,12 @@ def make_record(**changes: Any) -> report.RunRecord:
     return replace(record, **changes)
 
 
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw nothing: matplotlib takes longer than all else in a report."""
+    monkeypatch.setattr("fedbt_app.report.plots.write_plots", lambda *_: [])
+
+
 def test_fixed_names() -> None:
     values = report.to_json(make_record())
     assert values.keys() >= {
@@ -129,12 +135,14 @@ def test_ratios_are_null_for_an_unknown_or_zero_reference() -> None:
     assert values["reference"]["train_flops"] is None
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_diverged_run_is_still_strict_json(tmp_path: Path) -> None:
     report.write(tmp_path, make_record(final={"loss": math.nan, "accuracy": math.inf}))
     text = (tmp_path / "report.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["final"] == {"loss": None, "accuracy": None}
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_rounds_sum_to_the_cost(tmp_path: Path) -> None:
     report.clear(tmp_path)
     record = make_record()
@@ -155,20 +163,22 @@ def test_write_leaves_exactly_the_report(tmp_path: Path) -> None:
     assert report.load(tmp_path / "new" / "run") == returned
 
 
-@pytest.mark.parametrize(
-    "target", ["fedbt_app.report.plots.write_plots", "fedbt_app.report.markdown.render", "os.fsync"]
-)
-def test_a_failure_leaves_no_report_json(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
-) -> None:
+@pytest.mark.usefixtures("no_plots")
+def test_a_failure_leaves_no_report_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("full disk")
 
-    report.write(tmp_path, make_record())
-    monkeypatch.setattr(target, fail)
-    with pytest.raises(RuntimeError):
-        report.write(tmp_path, make_record(seed=8))
-    assert not (tmp_path / "report.json").exists()
+    for target in (
+        "fedbt_app.report.plots.write_plots",
+        "fedbt_app.report.markdown.render",
+        "os.fsync",
+    ):
+        report.write(tmp_path, make_record())
+        with monkeypatch.context() as patch:
+            patch.setattr(target, fail)
+            with pytest.raises(RuntimeError):
+                report.write(tmp_path, make_record(seed=8))
+        assert not (tmp_path / "report.json").exists()
 
 
 def test_report_json_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +206,7 @@ def test_clear_removes_a_report_and_nothing_else(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"model", "notes.png"}
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_clear_starts_with_report_json(tmp_path: Path) -> None:
     report.write(tmp_path, make_record())
     (tmp_path / "report.md").unlink()
@@ -211,29 +222,27 @@ def test_clear_refuses_a_file(tmp_path: Path) -> None:
         report.clear(tmp_path / "file")
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_load_reads_a_folder_or_a_file(tmp_path: Path) -> None:
     report.write(tmp_path, make_record())
     assert report.load(tmp_path) == report.load(str(tmp_path / "report.json"))
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "does not exist"),
-        ("{", "is not JSON"),
-        ("[1]", "is not a report"),
-        ('{"a": 1}', "is not a report"),
-        ('{"schema": 2}', "schema 2, not 1"),
-        ('{"schema": 1, "method": "fedbt"}', "lacks cost, final"),
-    ],
-)
-def test_load_refuses(tmp_path: Path, text: str | None, message: str) -> None:
-    if text is not None:
-        (tmp_path / "report.json").write_text(text)
-    with pytest.raises(FedBTError, match=message) as caught:
-        report.load(tmp_path)
-    assert "\n" not in str(caught.value)
-    assert str(tmp_path) in str(caught.value)
+def test_load_refuses(tmp_path: Path) -> None:
+    for text, message in {
+        None: "does not exist",
+        "{": "is not JSON",
+        "[1]": "is not a report",
+        '{"a": 1}': "is not a report",
+        '{"schema": 2}': "schema 2, not 1",
+        '{"schema": 1, "method": "fedbt"}': "lacks cost, final",
+    }.items():
+        if text is not None:
+            (tmp_path / "report.json").write_text(text)
+        with pytest.raises(FedBTError, match=message) as caught:
+            report.load(tmp_path)
+        assert "\n" not in str(caught.value)
+        assert str(tmp_path) in str(caught.value)
 
 
 def test_page_says_what_a_manager_asks(tmp_path: Path) -> None:

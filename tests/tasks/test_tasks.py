@@ -44,7 +44,7 @@ def masked(rows: list[dict[str, Any]], seed: int = 0, share: float = 0.15) -> Ba
     return collated("mlm", rows, seed=seed, share=share)
 
 
-# Batches ------------------------------------------------------------------------------------------------------
+# Batches ------------------------------------------------------------------------------------------
 
 
 def test_rows_are_padded_to_a_multiple_of_eight_and_the_mask_says_where() -> None:
@@ -70,7 +70,7 @@ def test_special_tokens_are_read_off_the_tokenizer(tiny_bert: Any) -> None:
     assert found.vocabulary == len((tiny_bert / "vocab.txt").read_text().splitlines())
 
 
-# Masking ------------------------------------------------------------------------------------------------------
+# Masking ------------------------------------------------------------------------------------------
 
 
 def test_fifteen_percent_are_predicted_of_which_80_10_10_are_masked_replaced_and_kept() -> None:
@@ -133,7 +133,7 @@ def test_collating_does_not_change_the_rows() -> None:
     assert rows == rows_of([20])
 
 
-# Classes and tags ---------------------------------------------------------------------------------------------
+# Classes and tags ---------------------------------------------------------------------------------
 
 
 def test_classification_reads_the_first_position() -> None:
@@ -169,7 +169,7 @@ def test_a_label_outside_the_set_is_an_error_that_names_the_set() -> None:
             collated(task, [row], CLASSES)
 
 
-# Metrics ------------------------------------------------------------------------------------------------------
+# Metrics ------------------------------------------------------------------------------------------
 
 
 def scored(
@@ -253,7 +253,7 @@ def test_a_metric_that_no_task_has_is_shown_by_its_name() -> None:
     assert metric_named("token_f1").label == "token F1"
 
 
-# Labels -------------------------------------------------------------------------------------------------------
+# Labels -------------------------------------------------------------------------------------------
 
 
 def test_labels_are_merged_sorted_whatever_the_order_of_the_clients() -> None:

@@ -214,7 +214,7 @@ def test_a_row_masked_once_is_predicted_at_the_same_places_in_every_batch(
             assert found == list(zip(row["positions"], row["targets"], strict=True))
             assert [label for _, label in found] == [
                 rows[index]["input_ids"][at] for at in row["positions"]
-            ]  # type: ignore[index]
+            ]
             assert batch.input_ids[index, : len(row["input_ids"])].tolist() == row["input_ids"]
 
 
@@ -228,9 +228,8 @@ def test_static_maskings_let_mlm_keep_its_frozen_prefix(
         result = train.run(local, masked, collator(checkpoint, "mlm"), SETTINGS, meter, cache)
         if cache:
             cache.close()
-            assert len(result.cached) == (
-                3 if use == "cold" else 6
-            )  # two epochs of three batches, the first to fill
+            # two epochs of three batches; a cold cache is filled in the first
+            assert len(result.cached) == {"cold": 3, "warm": 6}[use]
         trained.append(local.snapshot())
     for name, value in trained[0].items():
         torch.testing.assert_close(trained[1][name], value, rtol=0, atol=1e-6)

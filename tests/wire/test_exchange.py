@@ -26,7 +26,7 @@ class Clock:
 
 
 class SlowGrid:
-    """Takes `push_seconds` to take a message; each node answers once `answers` is over since then."""
+    """Takes `push_seconds` to take a message; each node answers once `answers` is over after it."""
 
     def __init__(self, clock: Clock, push_seconds: float, answers: dict[int, float]) -> None:
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1

@@ -1,4 +1,4 @@
-"""The wire schema: round trips through Flower's own serialisation, malformed replies, stated sizes."""
+"""The wire schema: round trips through Flower's serialisation, malformed replies, stated sizes."""
 
 import json
 import math
@@ -193,7 +193,7 @@ def test_reply_has_these_records_and_no_other() -> None:
     }
 
 
-# Sizes --------------------------------------------------------------------------------------------------------
+# Sizes --------------------------------------------------------------------------------------------
 
 
 def transferred(message: Message) -> int:
@@ -229,7 +229,7 @@ def test_serialised_size_grows_with_the_payload() -> None:
     assert serialised_bytes(sent(request_record(more))) > serialised_bytes(sent(request)) + 1000
 
 
-# Malformed ----------------------------------------------------------------------------------------------------
+# Malformed ----------------------------------------------------------------------------------------
 
 
 def drop(record: str, key: str = "") -> Callable[[RecordDict], None]:
