@@ -20,7 +20,10 @@ HOSPITALS = ("hospital-a", "hospital-b", "hospital-c")
 def write(file: Path, rows: Iterable[Mapping[str, str]]) -> None:
     """Write rows as JSON lines."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"text": row["text"], "label": row["label"]}, ensure_ascii=False) + "\n" for row in rows]
+    lines = [
+        json.dumps({"text": row["text"], "label": row["label"]}, ensure_ascii=False) + "\n"
+        for row in rows
+    ]
     file.write_text("".join(lines), encoding="utf-8")
     print(f"{file}: {len(lines)} rows")
 
@@ -28,11 +31,17 @@ def write(file: Path, rows: Iterable[Mapping[str, str]]) -> None:
 def main() -> None:
     """Deal the training rows out to the hospitals in turn: no row is at two of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=200, help="rows a hospital, and of the test set; 0 for all")
-    parser.add_argument("folder", type=Path, help="gets hospital-a/train.jsonl, .., server/test.jsonl")
+    parser.add_argument(
+        "--rows", type=int, default=200, help="rows a hospital, and of the test set; 0 for all"
+    )
+    parser.add_argument(
+        "folder", type=Path, help="gets hospital-a/train.jsonl, .., server/test.jsonl"
+    )
     options = parser.parse_args()
     splits = phenotypes.classified_terms()
-    for rows in splits.values():  # they come in the order of the ontology, one organ system after the other
+    for rows in (
+        splits.values()
+    ):  # they come in the order of the ontology, one organ system after the other
         random.Random(7).shuffle(rows)
     for index, hospital in enumerate(HOSPITALS):
         own = splits["train"][index :: len(HOSPITALS)]

@@ -17,7 +17,13 @@ TARGET = Path(__file__).resolve().parent / "medical_terms.csv"
 ROWS_OF_A_KIND = 70
 SHORTEST = 25  # characters: less is hardly a definition
 KINDS = {  # label -> the nouns whose more special nouns bear it, by their number in the file
-    "anatomy": ("05297523", "05269901", "05417975", "05289297", "05474346"),  # organ, bone, vessel, muscle, nerve
+    "anatomy": (
+        "05297523",
+        "05269901",
+        "05417975",
+        "05289297",
+        "05474346",
+    ),  # organ, bone, vessel, muscle, nerve
     "disease": ("14070360",),
     "medicine": ("03740161",),
     "microorganism": ("01326291",),
@@ -39,7 +45,9 @@ def read(line: str) -> Noun:
     fields = head.split()
     words = int(fields[3], 16)
     pointers = fields[4 + 2 * words + 1 :]
-    parents = tuple(to for sign, to in zip(pointers[::4], pointers[1::4], strict=False) if sign == "@")
+    parents = tuple(
+        to for sign, to in zip(pointers[::4], pointers[1::4], strict=False) if sign == "@"
+    )
     return Noun(fields[0], parents, re.split(r';\s*"', gloss)[0].strip())
 
 
@@ -67,7 +75,9 @@ def chosen(nouns: list[Noun]) -> list[tuple[str, str]]:
     left = dict.fromkeys(KINDS, ROWS_OF_A_KIND)
     for noun in shuffled:
         labels = [label for label, numbers in members.items() if noun.number in numbers]
-        usable = len(labels) == 1 and len(noun.definition) >= SHORTEST and noun.definition not in rows
+        usable = (
+            len(labels) == 1 and len(noun.definition) >= SHORTEST and noun.definition not in rows
+        )
         if usable and left[labels[0]]:
             rows[noun.definition] = labels[0]
             left[labels[0]] -= 1
