@@ -5,7 +5,7 @@ order of blocks.
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 IGNORED = -100  # torch's own mark for "no loss here"
+SPECIAL_PIECES = 2  # [CLS] and [SEP] of a row
 MULTIPLE = 8  # batches are padded to multiples of this: fewer distinct shapes, friendlier kernels
 
 Columns = dict[str, list[Any]]  # column name -> one value a row
 Row = Mapping[str, Any]
 Blocks = tuple[int, ...]
+Tally = dict[str, int]
 
 
 class Settings(Protocol):
@@ -97,6 +99,49 @@ class Read:
     targets: np.ndarray
 
 
+@dataclass(frozen=True)
+class Cut:
+    """How much of some rows is not read, as they are longer than `max-length`; counts, which add
+    up.
+
+    Attributes
+    ----------
+    pieces, pieces_cut
+        word pieces of the rows, special ones not counted, and those that are not read
+    labelled, labelled_cut : words with a label of their own (ner), and those that are not read
+    """
+
+    rows: int = 0
+    rows_cut: int = 0
+    pieces: int = 0
+    pieces_cut: int = 0
+    labelled: int = 0
+    labelled_cut: int = 0
+
+    def __add__(self, other: "Cut") -> "Cut":
+        mine, others = astuple(self), astuple(other)
+        return Cut(*(ours + theirs for ours, theirs in zip(mine, others, strict=True)))
+
+    @property
+    def share(self) -> float:
+        """The share of word pieces that are not read."""
+        return self.pieces_cut / max(1, self.pieces)
+
+    def __str__(self) -> str:
+        lost = f"{self.rows_cut} of {self.rows} rows are cut, {100 * self.share:.1f} % of the word pieces"
+        if self.labelled:
+            lost += f" and {self.labelled_cut} of {self.labelled} labelled words"
+        return f"{lost} are not read"
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """Examples, column by column, and what of their text did not fit."""
+
+    columns: Columns
+    cut: Cut
+
+
 class Task(ABC):
     """One kind of training.
 
@@ -147,7 +192,7 @@ class Task(ABC):
     @abstractmethod
     def tokenise(
         self, settings: Settings, tokenizer: "PreTrainedTokenizerFast", rows: Columns
-    ) -> Columns:
+    ) -> Tokenised:
         """Turn checked rows into examples: `input_ids`, [CLS] and [SEP] included, and what `read`
         wants.
         """
@@ -227,10 +272,16 @@ class Task(ABC):
         return Scores(self, labels)
 
     @abstractmethod
-    def scored(
-        self, pairs: "Sequence[Pair]", loss: float, labels: tuple[str, ...]
-    ) -> dict[str, float]:
-        """Return the metrics over all predictions, by name."""
+    def tallied(self, pair: "Pair", labels: tuple[str, ...]) -> Tally:
+        """Count one example's hits and misses, so that counts of many examples can be summed."""
+
+    @abstractmethod
+    def scored(self, tally: Mapping[str, float]) -> dict[str, float]:
+        """Return the metrics, by name, from the sum of all tallies.
+
+        It holds `loss` and `positions` beside what `tallied` counts. Summed over sites it gives
+        what one process over all of their rows would have got.
+        """
 
     def majority(self, label_counts: Mapping[str, int]) -> float | None:
         """Return the score of always answering the most frequent label; None where that means
@@ -253,37 +304,49 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class Pair:
-    """One example's true and predicted label ids, position by position."""
+    """One example's true and predicted label ids, position by position, and the example itself."""
 
     true: list[int]
     predicted: list[int]
+    row: Row
 
 
 class Scores:
-    """Collects predictions over batches and turns them into the task's metrics."""
+    """Counts predictions over batches, and turns the counts into the task's metrics."""
 
     def __init__(self, task: Task, labels: tuple[str, ...] = ()) -> None:
         self._task, self._labels = task, labels
-        self._loss = 0.0
-        self._count = 0
-        self._pairs: list[Pair] = []
+        self._sums: Counter[str] = Counter({"loss": 0, "positions": 0})
 
-    def add(self, outputs: "torch.Tensor", targets: "torch.Tensor") -> None:
-        """Add one batch: outputs (B, P, classes), targets (B, P)."""
+    def add(self, outputs: "torch.Tensor", targets: "torch.Tensor", rows: Sequence[Row]) -> None:
+        """Add one batch: outputs (B, P, classes), targets (B, P), and the B examples."""
         kept = targets != IGNORED
-        self._loss += float(
-            self._task.loss(outputs[kept][None], targets[kept][None], reduction="sum")
-        )
-        self._count += int(kept.sum())
+        loss = self._task.loss(outputs[kept][None], targets[kept][None], reduction="sum")
+        self._sums.update({"loss": float(loss), "positions": int(kept.sum())})  # type: ignore[dict-item]
         predicted = outputs.argmax(dim=-1)
-        for row in range(len(targets)):
-            self._pairs.append(
-                Pair(targets[row][kept[row]].tolist(), predicted[row][kept[row]].tolist())
-            )
+        for index, row in enumerate(rows):
+            read = kept[index]
+            pair = Pair(targets[index][read].tolist(), predicted[index][read].tolist(), row)
+            self._sums.update(self._task.tallied(pair, self._labels))
+
+    @property
+    def tally(self) -> dict[str, float]:
+        """The sums of all that was counted: they may leave a site, and add up over sites."""
+        return dict(self._sums)
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics over all that was added."""
-        return self._task.scored(self._pairs, self._loss / max(1, self._count), self._labels)
+        return self._task.scored(self.tally)
+
+
+def mean_loss(tally: Mapping[str, float]) -> float:
+    """Return the mean loss of a loss position."""
+    return tally.get("loss", 0.0) / max(1, tally.get("positions", 0))
+
+
+def cut_at(ids: list[int], max_length: int) -> list[int]:
+    """Return a sequence that fits: its beginning, and the piece that ends it."""
+    return ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]]
 
 
 def padded(length: int) -> int:
@@ -294,13 +357,6 @@ def padded(length: int) -> int:
 def in_batches(values: list[Any], size: int = 1000) -> Iterator[list[Any]]:
     """Yield a long list in pieces: so many rows are tokenised at once."""
     return (values[start : start + size] for start in range(0, len(values), size))
-
-
-def all_positions(pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
-    """Return all true and all predicted label ids, one after the other."""
-    true = [label for pair in pairs for label in pair.true]
-    predicted = [label for pair in pairs for label in pair.predicted]
-    return np.array(true), np.array(predicted)
 
 
 def checked_text(settings: Settings, row: Row, where: str) -> bool:

@@ -8,17 +8,22 @@ import numpy as np
 from fedbt_app.errors import FedBTError
 from fedbt_app.parts import HeadKind
 from fedbt_app.tasks.base import (
+    SPECIAL_PIECES,
     Blocks,
     Columns,
+    Cut,
     Pair,
     Read,
     Reading,
     Row,
     Settings,
+    Tally,
     Task,
-    all_positions,
+    Tokenised,
     checked_text,
+    cut_at,
     in_batches,
+    mean_loss,
 )
 from fedbt_app.tasks.metrics import ACCURACY, LOSS, MACRO_F1
 from fedbt_app.tasks.schedules import cyclic_decreasing
@@ -56,12 +61,16 @@ class Classification(Task):
 
     def tokenise(
         self, settings: Settings, tokenizer: "PreTrainedTokenizerFast", rows: Columns
-    ) -> Columns:
+    ) -> Tokenised:
         """Cut each text at `max_length` word pieces."""
         ids: list[list[int]] = []
+        cut = Cut()
         for texts in in_batches(rows[settings.text_column]):
-            ids += tokenizer(texts, truncation=True, max_length=settings.max_length)["input_ids"]
-        return {"input_ids": ids, "label": rows[settings.label_column]}
+            for whole in tokenizer(texts, verbose=False)["input_ids"]:
+                ids.append(cut_at(whole, settings.max_length))
+                lost = len(whole) - len(ids[-1])
+                cut += Cut(1, int(lost > 0), len(whole) - SPECIAL_PIECES, lost)
+        return Tokenised({"input_ids": ids, "label": rows[settings.label_column]}, cut)
 
     def labels_in(self, split: Mapping[str, Any]) -> Iterable[str]:
         """Return the class of each example."""
@@ -84,13 +93,31 @@ class Classification(Task):
         """Return one: the first piece."""
         return 1
 
-    def scored(
-        self, pairs: Sequence[Pair], loss: float, labels: tuple[str, ...]
-    ) -> dict[str, float]:
+    def tallied(self, pair: Pair, labels: tuple[str, ...]) -> Tally:
+        """Count the example at its true and at its predicted class, and whether they are one."""
+        (true,), (predicted,) = pair.true, pair.predicted
+        return {
+            f"true_{true}": 1,
+            f"predicted_{predicted}": 1,
+            f"hit_{true}": int(true == predicted),
+        }
+
+    def scored(self, tally: Mapping[str, float]) -> dict[str, float]:
         """Return loss, accuracy and the mean F1 of the classes that occur."""
-        true, predicted = all_positions(pairs)
-        accuracy = float((true == predicted).mean()) if len(true) else 0.0
-        return {"loss": loss, "accuracy": accuracy, "macro_f1": _macro_f1(true, predicted)}
+        classes = sorted(
+            int(name.removeprefix("true_")) for name in tally if name.startswith("true_")
+        )
+        hits = {label: tally.get(f"hit_{label}", 0) for label in classes}
+        rows = sum(tally[f"true_{label}"] for label in classes)
+        f1 = [
+            2 * hits[label] / (tally[f"true_{label}"] + tally.get(f"predicted_{label}", 0))
+            for label in classes
+        ]
+        return {
+            "loss": mean_loss(tally),
+            "accuracy": sum(hits.values()) / max(1, rows),
+            "macro_f1": float(np.mean(f1)) if f1 else 0.0,
+        }
 
     def majority(self, label_counts: Mapping[str, int]) -> float | None:
         """Return the accuracy of always answering the most frequent class."""
@@ -109,11 +136,3 @@ def _as_text(label: Any) -> str:
     if label is None or label != label:  # NaN is how parquet may say none
         return ""
     return str(label).strip()
-
-
-def _macro_f1(true: np.ndarray, predicted: np.ndarray) -> float:
-    scores = []
-    for label in np.unique(true):
-        hits = int(((true == label) & (predicted == label)).sum())
-        scores.append(2 * hits / int((true == label).sum() + (predicted == label).sum()))
-    return float(np.mean(scores)) if scores else 0.0

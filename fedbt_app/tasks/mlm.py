@@ -1,8 +1,9 @@
 """Further pre-training: masked-language modelling (Devlin et al., 2019, section 3.1)."""
 
 import math
+import operator
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,15 +13,18 @@ from fedbt_app.tasks.base import (
     IGNORED,
     Blocks,
     Columns,
+    Cut,
     Pair,
     Read,
     Reading,
     Row,
     Settings,
+    Tally,
     Task,
-    all_positions,
+    Tokenised,
     checked_text,
     in_batches,
+    mean_loss,
 )
 from fedbt_app.tasks.metrics import ACCURACY, LOSS, PERPLEXITY
 from fedbt_app.tasks.schedules import shallow_progressive
@@ -50,7 +54,7 @@ class MaskedLanguageModelling(Task):
 
     def tokenise(
         self, settings: Settings, tokenizer: "PreTrainedTokenizerFast", rows: Columns
-    ) -> Columns:
+    ) -> Tokenised:
         """Join all texts with [SEP] and cut them into chunks of `max_length`, [CLS] and [SEP]
         around each.
         """
@@ -63,9 +67,14 @@ class MaskedLanguageModelling(Task):
                     stream.append(last)
                 stream.extend(pieces)
         chunks = [stream[start : start + body].tolist() for start in range(0, len(stream), body)]
+        dropped = 0
         if chunks and len(chunks[-1]) < min(MIN_TAIL, body):
-            chunks.pop()
-        return {"input_ids": [[first, *chunk, last] for chunk in chunks]}
+            dropped = len(chunks.pop())
+        texts_read = len(rows[settings.text_column])
+        cut = Cut(
+            rows=texts_read, rows_cut=int(dropped > 0), pieces=len(stream), pieces_cut=dropped
+        )
+        return Tokenised({"input_ids": [[first, *chunk, last] for chunk in chunks]}, cut)
 
     def versions(self, settings: Settings) -> int:
         """Return the number of fixed maskings; 0 where each epoch masks anew."""
@@ -118,12 +127,14 @@ class MaskedLanguageModelling(Task):
         """Return the share that is predicted of all but [CLS] and [SEP]."""
         return math.ceil(mask_probability * (length - 2))
 
-    def scored(
-        self, pairs: Sequence[Pair], loss: float, labels: tuple[str, ...]
-    ) -> dict[str, float]:
+    def tallied(self, pair: Pair, labels: tuple[str, ...]) -> Tally:
+        """Count the pieces that were guessed."""
+        return {"hits": sum(map(operator.eq, pair.true, pair.predicted))}
+
+    def scored(self, tally: Mapping[str, float]) -> dict[str, float]:
         """Return loss, perplexity and the share of pieces that were guessed."""
-        true, predicted = all_positions(pairs)
-        accuracy = float((true == predicted).mean()) if len(true) else 0.0
+        loss = mean_loss(tally)
+        accuracy = tally.get("hits", 0) / max(1, tally.get("positions", 0))
         return {"loss": loss, "perplexity": math.exp(min(loss, 50.0)), "accuracy": accuracy}
 
     def published(self, num_rounds: int, depth: int, local_depth: int) -> list[Blocks]:

@@ -1,6 +1,7 @@
 """Fine-tuning: named-entity recognition, a BIO tag for each word."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +11,21 @@ from fedbt_app.errors import FedBTError
 from fedbt_app.parts import HeadKind
 from fedbt_app.tasks.base import (
     IGNORED,
+    SPECIAL_PIECES,
     Blocks,
     Columns,
+    Cut,
     Pair,
     Read,
     Reading,
     Row,
     Settings,
+    Tally,
     Task,
+    Tokenised,
+    cut_at,
     in_batches,
+    mean_loss,
     padded,
 )
 from fedbt_app.tasks.metrics import ENTITY_F1, LOSS, PRECISION, RECALL
@@ -68,25 +75,35 @@ class NamedEntities(Task):
 
     def tokenise(
         self, settings: Settings, tokenizer: "PreTrainedTokenizerFast", rows: Columns
-    ) -> Columns:
-        """Give the first piece of each word the word's tag, and every other piece an empty one."""
-        made: Columns = {"input_ids": [], "tags": []}
-        tags = iter(rows[settings.tags_column])
-        for words in in_batches(rows[settings.tokens_column]):
-            coded = tokenizer(
-                words, is_split_into_words=True, truncation=True, max_length=settings.max_length
-            )
-            made["input_ids"] += coded["input_ids"]
-            for row in range(len(words)):
-                left = dict(enumerate(next(tags)))
-                made["tags"].append(
-                    ["" if word is None else left.pop(word, "") for word in coded.word_ids(row)]
-                )
-        return made
+    ) -> Tokenised:
+        """Give the first piece of each word the word's tag, and every other piece an empty one.
+
+        An example has `tags`, one a piece, and, so that the gold standard keeps what does not fit
+        or has no piece, `gold`, one a word, and `words`, the number of the word behind each tag.
+        """
+        made: Columns = {
+            "input_ids": [],
+            "tags": [],
+            "gold": rows[settings.tags_column],
+            "words": [],
+        }
+        cut = Cut()
+        gold = iter(rows[settings.tags_column])
+        for sentences in in_batches(rows[settings.tokens_column]):
+            coded = tokenizer(sentences, is_split_into_words=True, verbose=False)
+            for row, whole in enumerate(coded["input_ids"]):
+                ids = cut_at(whole, settings.max_length)
+                word_tags = next(gold)
+                tags, words = _first_pieces(coded.word_ids(row)[: len(ids)], word_tags)
+                made["input_ids"].append(ids)
+                made["tags"].append(tags)
+                made["words"].append(words)
+                cut += _cut(len(whole), len(ids), word_tags, words)
+        return Tokenised(made, cut)
 
     def labels_in(self, split: Mapping[str, Any]) -> Iterable[str]:
-        """Return the tag of each word."""
-        return (tag for tags in split["tags"] for tag in tags if tag)
+        """Return the tag of each word, of those beyond `max_length`, too."""
+        return (tag for tags in split["gold"] for tag in tags)
 
     def merged_labels(self, reported: Iterable[Iterable[str]]) -> tuple[str, ...]:
         """Merge the tags; every entity type gets both its B- and its I- tag."""
@@ -128,23 +145,31 @@ class NamedEntities(Task):
         """Return all of them: each piece may begin a word."""
         return length
 
-    def scored(
-        self, pairs: Sequence[Pair], loss: float, labels: tuple[str, ...]
-    ) -> dict[str, float]:
-        """Return loss and entity scores by seqeval."""
-        from seqeval.metrics import f1_score, precision_score, recall_score
+    def tallied(self, pair: Pair, labels: tuple[str, ...]) -> Tally:
+        """Count true, predicted and correct entities by type; words that are not read count as `O`
+        of the prediction.
+        """
+        from seqeval.metrics.sequence_labeling import get_entities
 
-        if not pairs:
-            return {"loss": loss, "f1": 0.0, "precision": 0.0, "recall": 0.0}
-        true = [[labels[label] for label in pair.true] for pair in pairs]
-        predicted = [[labels[label] for label in pair.predicted] for pair in pairs]
-        options: dict[str, Any] = {"zero_division": 0}
-        return {
-            "loss": loss,
-            "f1": float(f1_score(true, predicted, **options)),
-            "precision": float(precision_score(true, predicted, **options)),
-            "recall": float(recall_score(true, predicted, **options)),
-        }
+        predicted = [OUTSIDE] * len(pair.row["gold"])
+        for word, label in zip(pair.row["words"], pair.predicted, strict=True):
+            predicted[word] = labels[label]
+        gold = set(get_entities(pair.row["gold"]))
+        found = set(get_entities(predicted))
+        tally: Counter[str] = Counter()
+        for counted, entities in (("true", gold), ("predicted", found), ("correct", gold & found)):
+            tally.update(f"{counted}_{_number(kind, labels)}" for kind, _, _ in entities)
+        return tally
+
+    def scored(self, tally: Mapping[str, float]) -> dict[str, float]:
+        """Return loss and entity scores, as seqeval has them over all types together."""
+        true, predicted, correct = (
+            _total(tally, name) for name in ("true", "predicted", "correct")
+        )
+        precision = correct / predicted if predicted else 0.0
+        recall = correct / true if true else 0.0
+        f1 = 2 * precision * recall / (precision + recall) if correct else 0.0
+        return {"loss": mean_loss(tally), "f1": f1, "precision": precision, "recall": recall}
 
     def published(self, num_rounds: int, depth: int, local_depth: int) -> list[Blocks]:
         """Return the deepest 1, 2, .. blocks in turn."""
@@ -160,3 +185,39 @@ def first_entity(tags: Iterable[str]) -> str:
     is none.
     """
     return next((tag[2:] for tag in tags if tag != OUTSIDE), OUTSIDE)
+
+
+def _first_pieces(
+    word_of: Sequence[int | None], word_tags: Sequence[str]
+) -> tuple[list[str], list[int]]:
+    """Return a tag for each piece, empty but at the first one of a word, and the numbers of the
+    words tagged so.
+    """
+    tags: list[str] = []
+    words: list[int] = []
+    for word in word_of:
+        if word is None or (words and word <= words[-1]):
+            tags.append("")
+        else:
+            tags.append(word_tags[word])
+            words.append(word)
+    return tags, words
+
+
+def _cut(pieces: int, kept: int, word_tags: Sequence[str], words: Sequence[int]) -> Cut:
+    labelled = sum(tag != OUTSIDE for tag in word_tags)
+    read = sum(word_tags[word] != OUTSIDE for word in words)
+    return Cut(
+        1, int(pieces > kept), pieces - SPECIAL_PIECES, pieces - kept, labelled, labelled - read
+    )
+
+
+def _number(kind: str, labels: tuple[str, ...]) -> int:
+    """Return the number of an entity type among those of the label set: names stay where
+    they are.
+    """
+    return sorted({label[2:] for label in labels if label != OUTSIDE}).index(kind)
+
+
+def _total(tally: Mapping[str, float], counted: str) -> float:
+    return sum(count for name, count in tally.items() if name.startswith(f"{counted}_"))
