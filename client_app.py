@@ -26,8 +26,9 @@ def answer(message: Message, context: Context, work: Callable[[Client], Message]
     except FedBTError as error:
         reason = str(error)
     except Exception as error:  # its own message may quote local text: say only what and where
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__} at {at.filename.rsplit('/', 1)[-1]}:{at.lineno}"
+        origin = traceback.extract_tb(error.__traceback__)[-1]
+        file = origin.filename.rsplit("/", 1)[-1]
+        reason = f"{type(error).__name__} at {file}:{origin.lineno}"
     logging.getLogger("flwr").error("fedbt: error: %s", reason)
     return refusal_message(without_folders(reason), message)
 
@@ -35,26 +36,31 @@ def answer(message: Message, context: Context, work: Callable[[Client], Message]
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """Say what this site has and can."""
-    return answer(
-        message,
-        context,
-        lambda c: capabilities_message(c.capabilities(read_request(message)), message),
-    )
+
+    def work(client: Client) -> Message:
+        capabilities = client.capabilities(read_request(message))
+        return capabilities_message(capabilities, message)
+
+    return answer(message, context, work)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the plan's blocks on the site's rows."""
-    return answer(
-        message, context, lambda client: reply_message(client.train(read_request(message)), message)
-    )
+
+    def work(client: Client) -> Message:
+        reply = client.train(read_request(message))
+        return reply_message(reply, message)
+
+    return answer(message, context, work)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the global model on the site's held-out rows."""
-    return answer(
-        message,
-        context,
-        lambda client: reply_message(client.evaluate(read_request(message)), message),
-    )
+
+    def work(client: Client) -> Message:
+        reply = client.evaluate(read_request(message))
+        return reply_message(reply, message)
+
+    return answer(message, context, work)

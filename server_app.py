@@ -25,7 +25,5 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run(grid: Grid, config: RunConfig) -> dict[str, Any]:
-    """Train, export the model, write the report; returns the report. A run that is resumed goes on
-    where it stopped.
-    """
+    """Train or go on where a run stopped, export the model, write the report; returns the report."""
     return Job(config).run(grid)

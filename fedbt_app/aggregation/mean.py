@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 class WeightedMean(Rule):
-    """sum(n_k * delta_k) / sum(n_k) over the clients that trained each tensor: memory does not grow
-    with the clients.
+    """sum(n_k * delta_k) / sum(n_k), over the clients that trained each tensor.
 
-    Sums in float64, so that the order in which clients answer does not show in float32.
+    Memory does not grow with the clients. Sums in float64, so that the order in which clients
+    answer does not show in float32.
     """
 
     def __init__(self) -> None:
@@ -32,4 +32,8 @@ class WeightedMean(Rule):
 
     def result(self) -> "Tensors":
         """Return the mean of each tensor."""
-        return {name: (total / self._weights[name]).float() for name, total in self._sums.items()}
+        means = {}
+        for name, total in self._sums.items():
+            mean = total / self._weights[name]
+            means[name] = mean.float()
+        return means

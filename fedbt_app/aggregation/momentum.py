@@ -9,9 +9,7 @@ if TYPE_CHECKING:
 
 
 class Momentum(ServerOptimizer):
-    """Adds `share` of a part's last step to its next one; with none it is plain federated
-    averaging.
-    """
+    """Adds `share` of a part's last step to its next one; without any it is plain FedAvg."""
 
     def __init__(self, share: float) -> None:
         self._share = share
@@ -20,8 +18,7 @@ class Momentum(ServerOptimizer):
         """Return the deltas plus momentum, before the codec rounds them, as step and as memory."""
         if not self._share:
             return deltas, {}
-        moved = {
-            name: delta + self._share * memory[name] if memory else delta
-            for name, delta in deltas.items()
-        }
+        if not memory:  # the part's first step
+            return deltas, deltas
+        moved = {name: delta + self._share * memory[name] for name, delta in deltas.items()}
         return moved, moved

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 FORMAT = 2  # raise it when the same input gives other examples
+ABOUT = "about.json"  # what is in an entry's folder
 
 Made = tuple[dict[str, Columns], dict[str, int]]  # split -> columns, and the label counts
 Found = tuple[dict[str, "Dataset"], dict[str, int]]  # the same, read back
@@ -33,8 +34,8 @@ def cached(
 ) -> Found:
     """Return (split -> examples, label counts) from the cache, after building them if need be."""
     settings = {name: getattr(config, name) for name in keys}
-    key = json.dumps([FORMAT, use, tokenizer_id, identity(config), settings], sort_keys=True)
-    folder = config.cache_folder / "tokenised" / hashlib.sha256(key.encode()).hexdigest()
+    decisive = [FORMAT, use, tokenizer_id, identity(config), settings]
+    folder = config.cache_folder / "tokenised" / _digest(decisive)
     try:
         return _open(folder)
     except Exception:  # absent, or corrupt in whatever way: make it anew
@@ -45,59 +46,64 @@ def cached(
             _save(scratch, splits, counts)
         return _open(folder)
     except OSError as error:
+        reason = error.strerror or type(error).__name__
         raise FedBTError(
-            f"the cache {config.cache_folder} cannot be written ({error.strerror or type(error).__name__}): "
+            f"the cache {config.cache_folder} cannot be written ({reason}): "
             "free some space, or set cache-dir to a folder that can be written"
         ) from None
 
 
+def _digest(decisive: list[Any]) -> str:
+    key = json.dumps(decisive, sort_keys=True)
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
 def _dataset(columns: Columns) -> "Dataset":
-    """Make a data set; word pieces take four bytes each, other columns are what their
-    values are.
-    """
+    """Make a data set: word pieces take four bytes each, other columns what their values need."""
     import pyarrow
     from datasets import Dataset
 
     kinds = {"input_ids": pyarrow.list_(pyarrow.int32())}
-    return Dataset(
-        pyarrow.table(
-            {name: pyarrow.array(values, kinds.get(name)) for name, values in columns.items()}
-        )
-    )
+    arrays = {}
+    for name, values in columns.items():
+        arrays[name] = pyarrow.array(values, kinds.get(name))
+    return Dataset(pyarrow.table(arrays))
 
 
 def _save(folder: Path, splits: Mapping[str, Columns], counts: Mapping[str, int]) -> None:
     import datasets
 
     datasets.disable_progress_bars()
+    rows = {}
     for name, columns in splits.items():
-        if length(columns):  # datasets cannot read back what has no rows
+        rows[name] = length(columns)
+        if rows[name]:  # datasets cannot read back what has no rows
             _dataset(columns).save_to_disk(folder / name)
+    some_split = next(iter(splits.values()))  # all have the same columns
     about = {
-        "rows": {name: length(columns) for name, columns in splits.items()},
-        "columns": list(next(iter(splits.values()))),
+        "rows": rows,
+        "columns": list(some_split),
         "label_counts": counts,
     }
-    (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
+    (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
 
 
 def _open(folder: Path) -> Found:
-    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    # imported only now: an absent entry has failed by here, without the seconds that this takes
     from datasets import Dataset
 
-    splits = {
-        name: Dataset.load_from_disk(folder / name)
-        if rows
-        else _dataset({column: [] for column in about["columns"]})
-        for name, rows in about["rows"].items()
-    }
+    splits = {}
+    for name, rows in about["rows"].items():
+        if rows:
+            splits[name] = Dataset.load_from_disk(folder / name)
+        else:
+            splits[name] = _dataset({column: [] for column in about["columns"]})
     return splits, about["label_counts"]
 
 
 def _is_whole(folder: Path) -> bool:
-    """Say whether another process was faster: then its examples are the same. A corrupt entry is
-    not whole.
-    """
+    """Say whether another process was faster (its examples are the same) and wrote it whole."""
     try:
         _open(folder)
     except Exception:  # absent, or corrupt in whatever way

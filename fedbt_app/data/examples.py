@@ -87,39 +87,37 @@ def client_data(
     """
 
     def build() -> Made:
-        rows = _train_rows(config, whole=partition is None)
-        rows = _take(rows, config.max_train_examples, _rng(config.seed, "train"))
-        if partition:
-            client, clients = partition
-            if not 0 <= client < clients:
-                raise FedBTError(
-                    f"client {client} of {clients} does not exist: count clients from 0"
-                )
-            rows = select(rows, split_over_clients(config, length(rows), rows, clients)[client])
-        heldout, train = _carve(
-            rows, config.heldout_fraction, _rng(config.seed, f"heldout {partition}")
-        )
+        rows = _client_rows(config, partition)
+        rng = _rng(config.seed, f"heldout {partition}")
+        heldout, train = _carve(rows, config.heldout_fraction, rng)
         made = _tokenise(config, tokenizer(), {"train": train, "heldout": heldout})
         if not length(made["train"]):
             raise FedBTError(
                 f"dataset={config.dataset} leaves nothing to train on: give this client more rows"
             )
-        return made, _checked_labels(config, TASKS[config.task].label_counts(made.values()))
+        counts = TASKS[config.task].label_counts(made.values())
+        return made, _checked_labels(config, counts)
 
-    splits, counts = cached(config, _CLIENT_KEYS, ["client", partition], tokenizer_id, build)
+    splits, counts = cached(
+        config,
+        keys=_CLIENT_KEYS,
+        use=["client", partition],
+        tokenizer_id=tokenizer_id,
+        build=build,
+    )
     return ClientData(splits["train"], splits["heldout"], counts)
 
 
 def test_data(config: RunConfig, tokenizer: Tokenizer, tokenizer_id: str) -> "Dataset":
-    """Return the examples of the central test set: split `test`, else `validation`, else a share of
-    `train`.
+    """Return the central test set's examples: of `test`, else `validation`, else part of `train`.
 
     Parameters are those of `client_data`. Rows carved off `train` are the same on every machine,
     and never in a simulated client's examples.
     """
 
     def build() -> Made:
-        rows = _take(_test_rows(config), config.max_test_examples, _rng(config.seed, "cap test"))
+        rng = _rng(config.seed, "cap test")
+        rows = _take(_test_rows(config), config.max_test_examples, rng)
         made = _tokenise(config, tokenizer(), {"test": rows})
         if not length(made["test"]):
             raise FedBTError(
@@ -127,45 +125,72 @@ def test_data(config: RunConfig, tokenizer: Tokenizer, tokenizer_id: str) -> "Da
             )
         return made, {}
 
-    return cached(config, _TEST_KEYS, ["test"], tokenizer_id, build)[0]["test"]
+    splits, _ = cached(
+        config,
+        keys=_TEST_KEYS,
+        use=["test"],
+        tokenizer_id=tokenizer_id,
+        build=build,
+    )
+    return splits["test"]
 
 
 def describe(config: RunConfig) -> str:
-    """Return name, source and version of the data for a model card: no text and no folder of this
-    machine.
-    """
+    """Say for a model card what data it was: no text of it, and no folder of this machine."""
     if config.dataset == EMBEDDED:
         return phenotypes.describe()
     if config.dataset == NO_DATA:
         return "data that the sites keep"
     files = local_files(config.dataset)
     if files is None:
-        return f"hub data set {config.dataset}, subset {config.dataset_subset or 'default'}"
-    return f"local data {Path(config.dataset).name} ({', '.join(file.name for file in files.values())})"
+        subset = config.dataset_subset or "default"
+        return f"hub data set {config.dataset}, subset {subset}"
+    names = ", ".join(file.name for file in files.values())
+    return f"local data {Path(config.dataset).name} ({names})"
 
 
 # Splits of rows -----------------------------------------------------------------------------------
 
 
+def _client_rows(config: RunConfig, partition: tuple[int, int] | None) -> Columns:
+    """Return the checked rows of one client, to train on and to hold out."""
+    rows = _train_rows(config, whole=partition is None)
+    rows = _take(rows, config.max_train_examples, _rng(config.seed, "train"))
+    if partition is None:
+        return rows
+    client, clients = partition
+    if not 0 <= client < clients:
+        raise FedBTError(f"client {client} of {clients} does not exist: count clients from 0")
+    parts = split_over_clients(config, length(rows), rows, clients)
+    return select(rows, parts[client])
+
+
 def _train_rows(config: RunConfig, whole: bool) -> Columns:
-    """Return the checked rows of `train`, before any cap; `whole` if no test set may be carved off
-    them.
-    """
+    """Return the checked rows of `train`, before any cap; `whole`: without carving a test set."""
     splits = readers(config)
     rows = _checked_train(config, splits)
-    return rows if whole or _test_split(splits) else _carve_test(config, rows)[1]
+    if whole or _test_split(splits):
+        return rows
+    _, rest = _carve_test(config, rows)
+    return rest
 
 
 def _test_rows(config: RunConfig) -> Columns:
     """Return the checked rows of the test set, before any cap."""
     splits = readers(config)
-    if test := _test_split(splits):
-        return checked(config, splits[test](), test)
-    return _carve_test(config, _checked_train(config, splits))[0]
+    name = _test_split(splits)
+    if name:
+        return checked(config, splits[name](), name)
+    rows = _checked_train(config, splits)
+    carved, _ = _carve_test(config, rows)
+    return carved
 
 
 def _test_split(splits: Iterable[str]) -> str | None:
-    return next((name for name in ("test", "validation") if name in splits), None)
+    for name in ("test", "validation"):
+        if name in splits:
+            return name
+    return None
 
 
 def _checked_train(config: RunConfig, splits: Mapping[str, Callable[[], Columns]]) -> Columns:
@@ -188,16 +213,22 @@ def _rng(seed: int, use: str) -> np.random.Generator:
 def _carve(columns: Columns, fraction: float, rng: np.random.Generator) -> tuple[Columns, Columns]:
     """Return (carved, rest): at least one row each where `fraction` > 0 and there are two rows."""
     rows = length(columns)
-    carved = min(max(round(rows * fraction), 1), rows - 1) if fraction > 0 and rows > 1 else 0
+    size = 0
+    if fraction > 0 and rows > 1:
+        size = min(max(round(rows * fraction), 1), rows - 1)
     order = rng.permutation(rows)
-    return select(columns, np.sort(order[:carved])), select(columns, np.sort(order[carved:]))
+    # sorted, so that both keep the data's own order
+    carved = np.sort(order[:size])
+    rest = np.sort(order[size:])
+    return select(columns, carved), select(columns, rest)
 
 
 def _take(columns: Columns, at_most: int, rng: np.random.Generator) -> Columns:
     rows = length(columns)
     if not 0 < at_most < rows:
         return columns
-    return select(columns, np.sort(rng.permutation(rows)[:at_most]))
+    taken = rng.permutation(rows)[:at_most]
+    return select(columns, np.sort(taken))
 
 
 # Word pieces --------------------------------------------------------------------------------------
@@ -212,16 +243,14 @@ def _tokenise(
 
 def _checked_labels(config: RunConfig, counts: dict[str, int]) -> dict[str, int]:
     """Refuse what looks like text: label names leave the site."""
-    mostly_once = len(counts) > max(FEW_LABELS, sum(counts.values()) // 2)
-    if (
-        len(counts) > MOST_LABELS
-        or mostly_once
-        or any(len(name) > LONGEST_LABEL for name in counts)
-    ):
+    longest = max(map(len, counts), default=0)
+    rows = sum(counts.values())
+    mostly_once = len(counts) > max(FEW_LABELS, rows // 2)
+    if len(counts) > MOST_LABELS or mostly_once or longest > LONGEST_LABEL:
         key = TASKS[config.task].label_key
+        setting = f"{key.replace('_', '-')}={getattr(config, key)}"
         raise FedBTError(
-            f"{key.replace('_', '-')}={getattr(config, key)} has {len(counts)} different values, the longest of "
-            f"{max(map(len, counts))} characters: "
+            f"{setting} has {len(counts)} different values, the longest of {longest} characters: "
             "that looks like text, which must not leave the site; name the column of the labels"
         )
     return counts

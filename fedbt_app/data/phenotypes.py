@@ -26,12 +26,11 @@ MIN_TERMS = 150  # a smaller organ system is no class: too few rows to learn it 
 TEST_PERCENT = 15
 
 Row = dict[str, str]
+Fields = Mapping[str, list[str]]  # of a term in the file: tag -> values
 
 
 class Term(NamedTuple):
-    """One phenotype that has a definition; `systems` are the names of the organ systems
-    above it.
-    """
+    """One phenotype that has a definition; `systems` names the organ systems above it."""
 
     id: str
     name: str
@@ -60,8 +59,7 @@ def path() -> Path:
 
 
 def all_terms() -> dict[str, list[Row]]:
-    """Return the rows of the splits `train` and `test`: name, definition and synonyms of every
-    term.
+    """Return the rows of the splits `train` and `test`: every term, its definition and synonyms.
 
     A term is in the same split here and in `classified_terms`, so that a classifier is never tested
     on text that its encoder was adapted to. A row has `id`, `text` and `label`. FedBTError when the
@@ -69,24 +67,29 @@ def all_terms() -> dict[str, list[Row]]:
     """
     splits: dict[str, list[Row]] = {"train": [], "test": []}
     for term in _terms(path()):
-        text = f"{term.name}. {term.definition} {'. '.join(term.synonyms)}".strip()
-        label = term.systems[0] if len(term.systems) == 1 else SEVERAL
-        splits[split_of(term.id)].append({"id": term.id, "text": text, "label": label})
+        synonyms = ". ".join(term.synonyms)
+        text = f"{term.name}. {term.definition} {synonyms}".strip()
+        label = SEVERAL
+        if len(term.systems) == 1:
+            label = term.systems[0]
+        row = {"id": term.id, "text": text, "label": label}
+        splits[split_of(term.id)].append(row)
     return splits
 
 
 def classified_terms() -> dict[str, list[Row]]:
-    """Return likewise the definition alone (never the name, which gives the label away) and its
-    organ system.
+    """Return likewise the definition alone and its organ system.
 
-    Of terms in exactly one organ system of at least `MIN_TERMS` such terms.
+    The definition never comes with the name, which gives the label away. Of terms in exactly one
+    organ system of at least `MIN_TERMS` such terms.
     """
     splits: dict[str, list[Row]] = {"train": [], "test": []}
     single = [term for term in _terms(path()) if len(term.systems) == 1]
     sizes = Counter(term.systems[0] for term in single)
     for term in single:
-        if sizes[term.systems[0]] >= MIN_TERMS:
-            row = {"id": term.id, "text": term.definition, "label": term.systems[0]}
+        system = term.systems[0]
+        if sizes[system] >= MIN_TERMS:
+            row = {"id": term.id, "text": term.definition, "label": system}
             splits[split_of(term.id)].append(row)
     return splits
 
@@ -96,62 +99,92 @@ ROWS = {"all terms": all_terms, "terms of one organ system": classified_terms}
 
 
 def split_of(term_id: str) -> str:
-    """Return `train` or `test`: a stable hash of the id, the same on every machine and for every
-    task.
-    """
-    number = int.from_bytes(hashlib.sha256(term_id.encode()).digest()[:8], "big")
-    return "test" if number % 100 < TEST_PERCENT else "train"
+    """Return `train` or `test` by a hash of the id: the same on every machine, for every task."""
+    digest = hashlib.sha256(term_id.encode()).digest()
+    number = int.from_bytes(digest[:8], "big")
+    if number % 100 < TEST_PERCENT:
+        return "test"
+    return "train"
 
 
 def describe() -> str:
     """Return name, release, package and licence, as a model card states them."""
-    header = path().read_text(encoding="utf-8").split("\n[Term]", 1)[0]
-    release = re.search(r"^data-version: (.+)$", header, re.MULTILINE)
-    title = re.search(r'^property_value: dc:title "(.+?)"', header, re.MULTILINE)
+    text = path().read_text(encoding="utf-8")
+    header = text.split("\n[Term]", 1)[0]
     try:
         package = f"{PACKAGE} {importlib.metadata.version(PACKAGE)}"
     except importlib.metadata.PackageNotFoundError:
         package = PACKAGE
     return SOURCE.format(
-        title=title[1] if title else "Human Phenotype Ontology",
-        version=release[1] if release else "release not stated",
+        title=_stated(r'property_value: dc:title "(.+?)"', header) or "Human Phenotype Ontology",
+        version=_stated(r"data-version: (.+)$", header) or "release not stated",
         package=package,
         license=LICENSE,
     )
 
 
+def _stated(pattern: str, header: str) -> str | None:
+    found = re.search(f"^{pattern}", header, re.MULTILINE)
+    if found is None:
+        return None
+    return found[1]
+
+
 @cache
 def _terms(file: Path) -> tuple[Term, ...]:
-    stanzas = {fields["id"][0]: fields for fields in _stanzas(file) if "is_obsolete" not in fields}
-    parents = {
-        term: [line.split()[0] for line in fields.get("is_a", ())]
-        for term, fields in stanzas.items()
-    }
-    systems = {
-        term: _short(stanzas[term]["name"][0]) for term, above in parents.items() if ROOT in above
-    }
-
-    @cache
-    def above(term: str) -> frozenset[str]:
-        own = {systems[term]} if term in systems else set()
-        return frozenset(own.union(*(above(parent) for parent in parents.get(term, ()))))
-
+    stanzas = {}
+    for fields in _stanzas(file):
+        if "is_obsolete" not in fields:
+            term_id = fields["id"][0]
+            stanzas[term_id] = fields
+    systems_above = _systems_above(stanzas)
     terms: dict[str, Term] = {}  # by definition: an exact duplicate could lie in train and in test
-    for term, fields in stanzas.items():
+    for term_id, systems in systems_above.items():
+        fields = stanzas[term_id]
         definition = _quoted(fields.get("def", [""])[0])
-        if definition and above(term) and term not in systems:
-            synonyms = tuple(dict.fromkeys(_quoted(line) for line in fields.get("synonym", ())))
-            found = Term(term, fields["name"][0], definition, synonyms, tuple(sorted(above(term))))
-            terms.setdefault(definition, found)
+        if not definition or not systems:
+            continue
+        synonyms = [_quoted(line) for line in fields.get("synonym", ())]
+        found = Term(
+            id=term_id,
+            name=fields["name"][0],
+            definition=definition,
+            synonyms=tuple(dict.fromkeys(synonyms)),  # each once, in the file's order
+            systems=tuple(sorted(systems)),
+        )
+        terms.setdefault(definition, found)
     return tuple(terms.values())
 
 
-def _stanzas(file: Path) -> Iterator[Mapping[str, list[str]]]:
+def _systems_above(stanzas: Mapping[str, Fields]) -> dict[str, frozenset[str]]:
+    """Return the names of the organ systems above each term that is not one itself, by id."""
+    parents = {}
+    names = {}
+    for term_id, fields in stanzas.items():
+        # a line is `HP:0000707 ! Abnormality of the nervous system`
+        parents[term_id] = [line.split()[0] for line in fields.get("is_a", ())]
+        if ROOT in parents[term_id]:
+            names[term_id] = _short(fields["name"][0])
+
+    # cached, as most terms share their ancestors
+    @cache
+    def found(term_id: str) -> frozenset[str]:
+        systems = {names[term_id]} if term_id in names else set()
+        for parent in parents.get(term_id, ()):
+            systems |= found(parent)
+        return frozenset(systems)
+
+    return {term_id: found(term_id) for term_id in stanzas if term_id not in names}
+
+
+def _stanzas(file: Path) -> Iterator[Fields]:
     """Yield every `[Term]` of an OBO file as tag -> values."""
-    for stanza in file.read_text(encoding="utf-8").split("\n[Term]\n")[1:]:
+    _, *stanzas = file.read_text(encoding="utf-8").split("\n[Term]\n")
+    for stanza in stanzas:
         fields: dict[str, list[str]] = {}
         # the last term is followed by [Typedef] stanzas
-        for line in stanza.split("\n[", 1)[0].splitlines():
+        term = stanza.split("\n[", 1)[0]
+        for line in term.splitlines():
             tag, separator, value = line.partition(": ")
             if separator:
                 fields.setdefault(tag, []).append(value)
@@ -160,18 +193,20 @@ def _stanzas(file: Path) -> Iterator[Mapping[str, list[str]]]:
 
 
 def _quoted(value: str) -> str:
-    r"""Return the leading quoted text of an OBO value without its escapes (`\"`, `\n`, ...), on one
-    line.
-    """
+    r"""Return an OBO value's leading quoted text on one line, without escapes (`\"`, `\n`, ...)."""
     match = re.match(r'"((?:[^"\\]|\\.)*)"', value)
-    text = re.sub(
-        r"\\(.)", lambda escape: " " if escape[1] in "ntW" else escape[1], match[1] if match else ""
-    )
+    if match is None:
+        return ""
+    text = re.sub(r"\\(.)", _unescaped, match[1])
     return " ".join(text.split())
 
 
+def _unescaped(escape: re.Match[str]) -> str:
+    if escape[1] in "ntW":  # newline, tabulator, white space
+        return " "
+    return escape[1]
+
+
 def _short(name: str) -> str:
-    """Turn `Abnormality of the nervous system` into `nervous system`, `Neoplasm` into
-    `neoplasm`.
-    """
+    """Turn `Abnormality of the nervous system` into `nervous system`, `Neoplasm` to `neoplasm`."""
     return re.sub(r"^abnormal(ity of( the)?)? ", "", name.lower())

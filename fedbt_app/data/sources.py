@@ -21,35 +21,44 @@ from fedbt_app.tasks import TASKS
 from fedbt_app.tasks.base import Columns
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import ClassLabel, Dataset
 
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 SPLITS = ("train", "validation", "test")
+LONGEST_NAME_SHOWN = 40
 
 
 def readers(config: RunConfig) -> dict[str, Callable[[], Columns]]:
     """Return a reader of each split that the data set has."""
     if config.dataset == EMBEDDED:
-        return {split: partial(_columns, rows) for split, rows in _embedded_rows(config).items()}
+        embedded = _embedded_rows(config)
+        return {split: partial(_columns, rows) for split, rows in embedded.items()}
     files = local_files(config.dataset)
     if files is not None:
         return {split: partial(_read, file) for split, file in files.items()}
+    loaded = _load_from_hub(config)
+    return {name: partial(_from_hub, split) for name, split in loaded.items()}
+
+
+def _load_from_hub(config: RunConfig) -> Mapping[str, "Dataset"]:
     import datasets
 
     datasets.disable_progress_bars()
     try:
-        loaded = datasets.load_dataset(
+        loaded: Mapping[str, Dataset] = datasets.load_dataset(
             config.dataset,
             config.dataset_subset or None,
             cache_dir=str(config.cache_folder / "hub"),
         )
     # whatever the hub client raises: its text may quote rows, its type does not
     except Exception as error:
+        kind = type(error).__name__
         raise FedBTError(
-            f"dataset={config.dataset} could not be had from the hub ({type(error).__name__}): check the name, "
-            "dataset-subset and the network, or give the path of a local file or folder"
+            f"dataset={config.dataset} could not be had from the hub ({kind}): "
+            "check the name, dataset-subset and the network, "
+            "or give the path of a local file or folder"
         ) from None
-    return {name: partial(_from_hub, split) for name, split in loaded.items()}
+    return loaded
 
 
 def _embedded_rows(config: RunConfig) -> dict[str, list[phenotypes.Row]]:
@@ -57,8 +66,9 @@ def _embedded_rows(config: RunConfig) -> dict[str, list[phenotypes.Row]]:
     if not task.embedded_rows:
         keys = " and ".join(key.replace("_", "-") for key in task.columns)
         raise FedBTError(
-            f"dataset=embedded has nothing for task={task.name}: set dataset to a file, a folder or a hub id that has "
-            f"the columns which {keys} name"
+            f"dataset=embedded has nothing for task={task.name}: "
+            "set dataset to a file, a folder or a hub id "
+            f"that has the columns which {keys} name"
         )
     return phenotypes.ROWS[task.embedded_rows]()
 
@@ -67,28 +77,34 @@ def local_files(dataset: str) -> dict[str, Path] | None:
     """Return split -> file of a local data set, None for a hub id."""
     path = Path(dataset).expanduser()
     if path.is_file():
-        _ending(path)
+        _ending(path)  # refuses a kind that cannot be read
         return {"train": path}
-    if not path.is_dir():
-        looks_local = dataset.startswith((os.sep, ".", "~")) or _bare(path).endswith(ENDINGS)
-        if looks_local:
-            raise FedBTError(
-                f"no such file: dataset={dataset}; give the path of a file or folder that exists"
-            )
-        return None
-    files: dict[str, Path] = {}
-    for file in sorted(path.iterdir()):
-        split, _, ending = _bare(file).rpartition(".")
-        if split in SPLITS and f".{ending}" in ENDINGS:
-            if split in files:
-                raise FedBTError(
-                    f"{files[split].name} and {file.name} are both split {split}: remove one"
-                )
-            files[split] = file
-    if not files:
+    if path.is_dir():
+        return _split_files(path, dataset)
+    looks_local = dataset.startswith((os.sep, ".", "~")) or _bare(path).endswith(ENDINGS)
+    if looks_local:
         raise FedBTError(
-            f"dataset={dataset} has no file train, validation or test: name one e.g. train.jsonl "
-            f"(or {' '.join(ENDINGS[1:])}, also .gz)"
+            f"no such file: dataset={dataset}; give the path of a file or folder that exists"
+        )
+    return None
+
+
+def _split_files(folder: Path, dataset: str) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        split, _, ending = _bare(file).rpartition(".")
+        if split not in SPLITS or f".{ending}" not in ENDINGS:
+            continue
+        if split in files:
+            raise FedBTError(
+                f"{files[split].name} and {file.name} are both split {split}: remove one"
+            )
+        files[split] = file
+    if not files:
+        others = " ".join(ENDINGS[1:])
+        raise FedBTError(
+            f"dataset={dataset} has no file train, validation or test: "
+            f"name one e.g. train.jsonl (or {others}, also .gz)"
         )
     return files
 
@@ -101,17 +117,18 @@ def _ending(path: Path) -> str:
     for ending in ENDINGS:
         if _bare(path).endswith(ending):
             return ending
-    raise FedBTError(f"{path.name} is of no known kind: use {' '.join(ENDINGS)}, also .gz")
+    known = " ".join(ENDINGS)
+    raise FedBTError(f"{path.name} is of no known kind: use {known}, also .gz")
 
 
 def _read(path: Path) -> Columns:
-    """Read one file as columns; classes stored as numbers become names where the file has the
-    names.
-    """
+    """Read one file as columns; class numbers become names where the file has the names."""
     read = READERS[_ending(path)]
     try:
         content = path.read_bytes()
-        return read(gzip.decompress(content) if path.name.lower().endswith(".gz") else content)
+        if path.name.lower().endswith(".gz"):
+            content = gzip.decompress(content)
+        return read(content)
     except FedBTError as error:
         raise FedBTError(f"{path.name}: {error}") from None
     except (OSError, ValueError, EOFError, csv.Error, zlib.error) as error:
@@ -122,25 +139,27 @@ def _read(path: Path) -> Columns:
 
 def _read_json(content: bytes) -> Columns:
     rows = []
-    for number, line in enumerate(io.StringIO(content.decode("utf-8-sig")), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise FedBTError(
-                    f"line {number} is no JSON object: write JSON lines, one object a line"
-                )
-            rows.append(row)
+    for number, line in enumerate(_text(content), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise FedBTError(
+                f"line {number} is no JSON object: write JSON lines, one object a line"
+            )
+        rows.append(row)
     return _columns(rows)
 
 
 def _read_csv(content: bytes) -> Columns:
     csv.field_size_limit(2**31 - 1)  # a document may be longer than the module's 128 KiB
-    rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
+    # newline="": a line break inside quotes is the module's business
+    rows = list(csv.DictReader(_text(content, newline="")))
     for number, row in enumerate(rows, start=1):
-        if None in row:
+        if None in row:  # where DictReader puts what has no header
             raise FedBTError(
                 f"row {number} has more fields than the header: quote the fields that hold commas"
             )
@@ -157,9 +176,13 @@ def _read_parquet(content: bytes) -> Columns:
 
 
 def _read_txt(content: bytes) -> Columns:
-    return {
-        "text": [line.strip() for line in io.StringIO(content.decode("utf-8-sig")) if line.strip()]
-    }
+    lines = [line.strip() for line in _text(content)]
+    return {"text": [line for line in lines if line]}
+
+
+def _text(content: bytes, newline: str = "\n") -> io.StringIO:
+    """Decode a file; what editors on Windows put before the text (a byte order mark) goes."""
+    return io.StringIO(content.decode("utf-8-sig"), newline=newline)
 
 
 READERS: dict[str, Callable[[bytes], Columns]] = {
@@ -177,41 +200,46 @@ def _from_hub(split: "Dataset") -> Columns:
 
 def _columns(rows: Iterable[Mapping[str, Any]]) -> Columns:
     rows = list(rows)
-    names = dict.fromkeys(name for row in rows for name in row)
+    names: dict[str, None] = {}  # a set in order of appearance
+    for row in rows:
+        names |= dict.fromkeys(row)
     return {name: [row.get(name) for row in rows] for name in names}
 
 
 def _named(columns: Columns, features: Mapping[str, Any]) -> Columns:
-    """Replace the numbers of every ClassLabel column, or column of ClassLabel lists, by their
-    names.
-    """
+    """Replace numbers by names in the columns of ClassLabel values, or of lists of those."""
     from datasets import ClassLabel
 
-    def name(feature: ClassLabel, value: Any) -> Any:
-        if isinstance(value, list):
-            return [name(feature, item) for item in value]
-        # -1 stands for no label
-        return None if value is None or value < 0 else feature.int2str(value)
-
     for column, feature in features.items():
-        inner = getattr(feature, "feature", feature)
+        inner = getattr(feature, "feature", feature)  # a list's feature is that of its items
         if isinstance(inner, ClassLabel):
-            columns[column] = [name(inner, value) for value in columns[column]]
+            columns[column] = [_class_name(inner, value) for value in columns[column]]
     return columns
+
+
+def _class_name(label: "ClassLabel", value: Any) -> Any:
+    if isinstance(value, list):
+        return [_class_name(label, item) for item in value]
+    if value is None or value < 0:  # -1 stands for no label
+        return None
+    return label.int2str(value)
 
 
 def identity(config: RunConfig) -> list[Any]:
     """Return what tells this data set, in this state, from any other."""
-    files = (
-        {EMBEDDED: phenotypes.path()} if config.dataset == EMBEDDED else local_files(config.dataset)
-    )
+    files: dict[str, Path] | None
+    if config.dataset == EMBEDDED:
+        files = {EMBEDDED: phenotypes.path()}
+    else:
+        files = local_files(config.dataset)
     if files is None:
         return [config.dataset]
-    stats = {split: file.resolve().stat() for split, file in files.items()}
-    return [
-        [name, str(files[name].resolve()), stat.st_size, stat.st_mtime_ns]
-        for name, stat in stats.items()
-    ]
+    found = []
+    for split, file in files.items():
+        path = file.resolve()
+        stat = path.stat()
+        found.append([split, str(path), stat.st_size, stat.st_mtime_ns])
+    return found
 
 
 def select(columns: Columns, rows: Iterable[Any]) -> Columns:
@@ -222,43 +250,55 @@ def select(columns: Columns, rows: Iterable[Any]) -> Columns:
 
 def length(columns: Mapping[str, Sequence[Any]]) -> int:
     """Return the number of rows."""
-    return len(next(iter(columns.values()))) if columns else 0
+    if not columns:
+        return 0
+    some_column = next(iter(columns.values()))  # all have as many
+    return len(some_column)
 
 
 def checked(config: RunConfig, columns: Columns, split: str) -> Columns:
     """Return the columns that the task uses, rows without text dropped, labels as text."""
     task = TASKS[config.task]
-    for key in task.columns:
-        if getattr(config, key) not in columns:
-            raise FedBTError(
-                f"split {split} has no column {getattr(config, key)!r}, only "
-                f"{', '.join(map(_shown, columns)) or 'none'}: set {key.replace('_', '-')} to the right one"
-            )
-    used = {getattr(config, key) for key in (*task.columns, "label_column", "partition_column")}
-    columns = task.prepared(
-        config, {name: values for name, values in columns.items() if name in used}
-    )
+    columns = task.prepared(config, _used(config, columns, split))
     known = frozenset(config.label_names)
     kept = []
-    for number in range(length(columns)):
-        row = {name: values[number] for name, values in columns.items()}
-        labels = task.check(config, row, f"{split} row {number + 1}")
-        for label in labels or ():
+    for index in range(length(columns)):
+        row = {name: values[index] for name, values in columns.items()}
+        place = f"{split} row {index + 1}"
+        labels = task.check(config, row, place)
+        if labels is None:
+            continue
+        for label in labels:
             if known and label not in known:
                 raise FedBTError(
-                    f"{split} row {number + 1} has the label {_shown(label)}, not one of {config.labels}: "
+                    f"{place} has the label {_shown(label)}, not one of {config.labels}: "
                     "mend the row, or add the label to labels"
                 )
-        if labels is not None:
-            kept.append(number)
+        kept.append(index)
     if not kept:
         text = getattr(config, task.columns[0])
         raise FedBTError(f"split {split} has no row with text in column {text!r}: add some")
     return select(columns, kept)
 
 
+def _used(config: RunConfig, columns: Columns, split: str) -> Columns:
+    """Return the columns that the settings name; FedBTError when the task lacks one of its own."""
+    own = TASKS[config.task].columns
+    for key in own:
+        name = getattr(config, key)
+        if name not in columns:
+            there = ", ".join(map(_shown, columns)) or "none"
+            setting = key.replace("_", "-")
+            raise FedBTError(
+                f"split {split} has no column {name!r}, only {there}: "
+                f"set {setting} to the right one"
+            )
+    used = {getattr(config, key) for key in (*own, "label_column", "partition_column")}
+    return {name: values for name, values in columns.items() if name in used}
+
+
 def _shown(name: str) -> str:
-    """Quote a name for a message, unless it is so long that it may be local text in the wrong
-    place.
-    """
-    return repr(name) if len(name) <= 40 else f"(a name of {len(name)} characters)"
+    """Quote a name for a message, unless so long a name may be local text in the wrong place."""
+    if len(name) > LONGEST_NAME_SHOWN:
+        return f"(a name of {len(name)} characters)"
+    return repr(name)

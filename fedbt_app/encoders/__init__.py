@@ -1,6 +1,4 @@
-"""What carries it: one file a model family, and this table of them by config.json's
-`model_type`.
-"""
+"""What carries it: one file a model family, and a table of them by config.json's `model_type`."""
 
 from collections.abc import Iterable
 
@@ -10,7 +8,10 @@ from fedbt_app.encoders.bert import Bert
 
 def by_model_type(families: Iterable[Encoder]) -> dict[str, Encoder]:
     """Return the table of some families."""
-    return {model_type: family for family in families for model_type in family.model_types}
+    table: dict[str, Encoder] = {}
+    for family in families:
+        table |= dict.fromkeys(family.model_types, family)
+    return table
 
 
 ENCODERS = by_model_type([Bert()])

@@ -11,6 +11,8 @@ from fedbt_app.encoders.base import Dimensions, Encoder
 from fedbt_app.errors import FedBTError
 from fedbt_app.parts import EMBEDDINGS, HEAD, HeadKind, Shapes, block_part
 
+ANY_HEAD = HeadKind.TOKEN  # embeddings and blocks have the same shapes under every head
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -36,10 +38,15 @@ class Architecture:
         if kind not in ENCODERS:
             supported = ", ".join(ENCODERS)
             raise FedBTError(
-                f"{source} is of model type {kind!r}; supported: {supported} - choose such a checkpoint"
+                f"{source} is of model type {kind!r}; "
+                f"supported: {supported} - choose such a checkpoint"
             )
         encoder = ENCODERS[kind]
-        return cls(encoder, encoder.dimensions(config, source), json.dumps(config, sort_keys=True))
+        return cls(
+            encoder=encoder,
+            dimensions=encoder.dimensions(config, source),
+            settings=json.dumps(config, sort_keys=True),
+        )
 
     @property
     def config(self) -> dict[str, Any]:
@@ -59,64 +66,68 @@ class Architecture:
 
     def embeddings(self) -> Shapes:
         """Shapes of the embedding tensors."""
-        return dict(_parts(self, HeadKind.TOKEN, 1)[EMBEDDINGS])
+        parts = _parts(self, ANY_HEAD, num_labels=1)
+        return dict(parts[EMBEDDINGS])
 
     def block(self, index: int) -> Shapes:
         """Shapes of the tensors of encoder block `index`."""
-        return dict(_parts(self, HeadKind.TOKEN, 1)[block_part(index)])
+        parts = _parts(self, ANY_HEAD, num_labels=1)
+        return dict(parts[block_part(index)])
 
     def adapter(self, index: int, rank: int) -> Shapes:
         """Shapes of the LoRA tensors on encoder block `index`."""
         shapes: Shapes = {}
         for name, shape in self.block(index).items():
             module, _, kind = name.rpartition(".")
-            if kind == "weight" and module.rpartition(".")[2] in self.encoder.adapted_modules:
+            module_name = module.rpartition(".")[2]
+            if kind == "weight" and module_name in self.encoder.adapted_modules:
                 outputs, inputs = shape
                 shapes[f"{module}.lora_A.weight"] = (rank, inputs)
                 shapes[f"{module}.lora_B.weight"] = (outputs, rank)
         return shapes
 
     def head(self, kind: HeadKind, num_labels: int) -> Shapes:
-        """Shapes of the trained output head; a decoder that is tied to the word embeddings is not
-        in it.
-        """
+        """Shapes of the trained output head, without a decoder that is tied to the embeddings."""
         return dict(_parts(self, kind, num_labels)[HEAD])
 
     def label_tensors(self, kind: HeadKind) -> set[str]:
-        """Names of the head's tensors that are made for one set of labels: those whose shape
-        follows its size.
-        """
-        one, two = self.head(kind, 1), self.head(kind, 2)
-        return {name for name in one if one[name] != two[name]}
+        """Names of the head's tensors that are made for one set of labels: their shapes tell."""
+        for_one = self.head(kind, num_labels=1)
+        for_two = self.head(kind, num_labels=2)
+        return {name for name, shape in for_one.items() if shape != for_two[name]}
 
     def part(self, part: str, kind: HeadKind, num_labels: int, rank: int) -> Shapes:
         """Shapes of one part, by its name; FedBTError when there is none of that name."""
-        group, _, index = part.partition(".")
         if part == EMBEDDINGS:
             return self.embeddings()
         if part == HEAD:
             return self.head(kind, num_labels)
-        if index.isdecimal() and int(index) < self.depth and group in ("block", "adapter"):
-            return self.block(int(index)) if group == "block" else self.adapter(int(index), rank)
+        group, _, number = part.partition(".")
+        if number.isdecimal() and int(number) < self.depth:
+            index = int(number)
+            if group == "block":
+                return self.block(index)
+            if group == "adapter":
+                return self.adapter(index, rank)
         raise FedBTError(f"{part!r} is not a part of a {self.encoder.title} of {self.depth} blocks")
 
     def model(self, kind: HeadKind, num_labels: int) -> Shapes:
         """Shapes of every tensor of the whole model with such a head."""
-        return {
-            name: shape
-            for shapes in _parts(self, kind, num_labels).values()
-            for name, shape in shapes.items()
-        }
+        whole: Shapes = {}
+        for shapes in _parts(self, kind, num_labels).values():
+            whole |= shapes
+        return whole
 
 
+# cached, as every question about shapes ends here and the answer takes making a whole model
 @cache
 def _parts(architecture: Architecture, kind: HeadKind, num_labels: int) -> dict[str, Shapes]:
-    """Read the shapes off transformers' model, by part; a tensor that is tied to another counts
-    once.
-    """
+    """Read the shapes off transformers' model, by part; tensors tied to each other count once."""
     labels = [f"LABEL_{index}" for index in range(max(1, num_labels))]
-    module = architecture.encoder.weightless(architecture.config, kind, labels, architecture.depth)
+    encoder = architecture.encoder
+    module = encoder.weightless(architecture.config, kind, labels, architecture.depth)
     parts: dict[str, Shapes] = {}
     for name, parameter in module.named_parameters():
-        parts.setdefault(architecture.encoder.part_of(name), {})[name] = tuple(parameter.shape)
+        shapes = parts.setdefault(encoder.part_of(name), {})
+        shapes[name] = tuple(parameter.shape)
     return parts

@@ -19,8 +19,10 @@ _NOT_PASSED_ON = {
     "dtype",
     "num_labels",
     "transformers_version",
+    "_name_or_path",
+    "problem_type",
+    "classifier_dropout",
 }
-_NOT_PASSED_ON |= {"_name_or_path", "problem_type", "classifier_dropout"}
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,7 @@ class Dimensions:
 
 
 class Encoder(ABC):
-    """A model family: where its parts are in transformers' model, and how one block and its heads
-    run.
+    """A model family: where its parts are in transformers' model, and how a block and heads run.
 
     Attributes
     ----------
@@ -75,26 +76,30 @@ class Encoder(ABC):
 
     def part_of(self, name: str) -> str:
         """Return the part that a canonical tensor name belongs to."""
-        if found := re.match(rf"{re.escape(self.blocks_at)}\.(\d+)\.", name):
-            index = int(found.group(1))
-            return adapter_part(index) if ".lora_" in name else block_part(index)
-        return EMBEDDINGS if name.startswith(f"{self.embeddings_at}.") else HEAD
+        found = re.match(rf"{re.escape(self.blocks_at)}\.(\d+)\.", name)
+        if found:
+            index = int(found[1])
+            if ".lora_" in name:
+                return adapter_part(index)
+            return block_part(index)
+        if name.startswith(f"{self.embeddings_at}."):
+            return EMBEDDINGS
+        return HEAD
 
     def at_block(self, name: str, index: int) -> str:
-        """Rename a block's tensor to the same tensor of block `index`; other names stay as they
-        are.
-        """
-        return re.sub(rf"^{re.escape(self.blocks_at)}\.\d+\.", f"{self.blocks_at}.{index}.", name)
+        """Rename a block's tensor to the same tensor of block `index`; other names stay."""
+        any_block = rf"^{re.escape(self.blocks_at)}\.\d+\."
+        return re.sub(any_block, f"{self.blocks_at}.{index}.", name)
 
     def canonical(self, stored: str) -> str:
-        """Return transformers' own name for a stored one: bare encoders lack the prefix, old files
-        name norms anew.
-        """
-        name = stored.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-            "LayerNorm.beta", "LayerNorm.bias"
-        )
-        prefix = self.blocks_at.partition(".")[0]
-        return f"{prefix}.{name}" if name.startswith(self.bare_names) else name
+        """Return transformers' own name for a stored one; bare encoders lack the prefix."""
+        # old files call a norm's tensors gamma and beta
+        name = stored.replace("LayerNorm.gamma", "LayerNorm.weight")
+        name = name.replace("LayerNorm.beta", "LayerNorm.bias")
+        if name.startswith(self.bare_names):
+            prefix = self.blocks_at.partition(".")[0]
+            return f"{prefix}.{name}"
+        return name
 
     def dimensions(self, config: Mapping[str, Any], source: str) -> Dimensions:
         """Read the sizes off a config.json; `source` names it in errors.
@@ -105,16 +110,13 @@ class Encoder(ABC):
             When the config lacks a key, for which the library would guess the size of another
             model.
         """
-        try:
-            for key in self.required_keys:
-                config[key]
-            return Dimensions(
-                **{field: int(config[key]) for field, key in self.dimension_keys.items()}
-            )
-        except KeyError as missing:
-            raise FedBTError(
-                f"{source} has no {missing} in its config.json: the checkpoint is incomplete"
-            ) from None
+        keys = self.dimension_keys
+        for key in (*self.required_keys, *keys.values()):
+            if key not in config:
+                raise FedBTError(
+                    f"{source} has no {key!r} in its config.json: the checkpoint is incomplete"
+                )
+        return Dimensions(**{field: int(config[key]) for field, key in keys.items()})
 
     # -- transformers' model -----------------------------------------------------------------------
 
@@ -126,22 +128,19 @@ class Encoder(ABC):
         depth: int,
         dropout: float = 0.0,
     ) -> Any:
-        """Make transformers' stock model of `depth` blocks on the meta device: modules and shapes
-        without memory.
-        """
+        """Make transformers' stock model of `depth` blocks: modules and shapes, but no memory."""
         import transformers
 
-        own = {name: value for name, value in config.items() if name not in _NOT_PASSED_ON}
-        own |= {self.dimension_keys["depth"]: depth}
+        own = {key: value for key, value in config.items() if key not in _NOT_PASSED_ON}
+        own[self.dimension_keys["depth"]] = depth
         own |= dict.fromkeys(self.dropout_keys, dropout)
         names = labels or ("LABEL_0",)
-        own |= {
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: index for index, name in enumerate(names)},
-        }
+        own["id2label"] = dict(enumerate(names))
+        own["label2id"] = {name: index for index, name in enumerate(names)}
         settings = transformers.AutoConfig.for_model(config["model_type"], **own)
+        model_class = getattr(transformers, head.value)
         with torch.device("meta"):
-            return getattr(transformers, head.value).from_config(settings)
+            return model_class.from_config(settings)
 
     def fill(self, module: Any, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put `tensors` (canonical names) into a weightless model as they are, without a copy.
@@ -157,7 +156,8 @@ class Encoder(ABC):
         for name, value in [*module.named_parameters(), *module.named_buffers()]:
             if value.is_meta:
                 raise FedBTError(
-                    f"the base checkpoint gives no value for {name}: it is not a complete {self.title}"
+                    f"the base checkpoint gives no value for {name}: "
+                    f"it is not a complete {self.title}"
                 )
 
     def fill_buffers(self, module: Any) -> None:
@@ -165,9 +165,11 @@ class Encoder(ABC):
         for owner in module.modules():
             for name, buffer in owner.named_buffers(recurse=False):
                 if name == "position_ids":
-                    setattr(owner, name, torch.arange(buffer.shape[-1]).expand(buffer.shape))
+                    positions = torch.arange(buffer.shape[-1])
+                    setattr(owner, name, positions.expand(buffer.shape))
                 elif name == "token_type_ids":
-                    setattr(owner, name, torch.zeros(buffer.shape, dtype=buffer.dtype))
+                    zeros = torch.zeros(buffer.shape, dtype=buffer.dtype)
+                    setattr(owner, name, zeros)
 
     def embeddings(self, module: Any) -> Any:
         """Return the embeddings' module."""
@@ -181,12 +183,17 @@ class Encoder(ABC):
 
     def embed(self, module: Any, input_ids: torch.Tensor) -> torch.Tensor:
         """Return the hidden states (B, T, H) below the first block for word pieces (B, T)."""
-        states: torch.Tensor = self.embeddings(module)(input_ids=input_ids)
+        embeddings = self.embeddings(module)
+        states: torch.Tensor = embeddings(input_ids=input_ids)
         return states
 
     @abstractmethod
     def run_block(
-        self, layer: Any, hidden: torch.Tensor, mask: torch.Tensor | None, at: torch.Tensor | None
+        self,
+        layer: Any,
+        hidden: torch.Tensor,
+        mask: torch.Tensor | None,
+        at: torch.Tensor | None,
     ) -> torch.Tensor:
         """Run one block.
 
@@ -205,9 +212,7 @@ class Encoder(ABC):
         """
 
     def run_head(self, module: Any, head: HeadKind, states: torch.Tensor) -> torch.Tensor:
-        """Return the head's outputs (B, P, outputs) for the states (B, P, H) at the positions that
-        the loss reads.
-        """
+        """Return the head's outputs (B, P, outputs) for the states (B, P, H) that the loss reads."""
         run = {
             HeadKind.MASKED_LM: self.masked_lm,
             HeadKind.SEQUENCE: self.sequence,
@@ -230,4 +235,6 @@ class Encoder(ABC):
 
 def taken_at(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Return the states (B, P, H) at `positions` (B, P) of `hidden` (B, T, H)."""
-    return hidden.gather(1, positions[:, :, None].expand(-1, -1, hidden.shape[2]))
+    # expanded, not copied: gather wants an index for each of the H numbers of a state
+    index = positions[:, :, None].expand(-1, -1, hidden.shape[2])
+    return hidden.gather(1, index)

@@ -10,9 +10,7 @@ from fedbt_app.encoders.base import Encoder, taken_at
 
 
 class Bert(Encoder):
-    """Twelve times attention and feed-forward, each followed by its LayerNorm; the word decoder is
-    tied.
-    """
+    """Attention and feed-forward, each followed by its LayerNorm; the word decoder is tied."""
 
     title = "BERT"
     model_types = ("bert",)
@@ -27,42 +25,39 @@ class Bert(Encoder):
         "positions": "max_position_embeddings",
     }
     required_keys = ("type_vocab_size",)
-    identity: ClassVar = {"num_attention_heads": 12, "hidden_act": "gelu", "layer_norm_eps": 1e-12}
+    identity: ClassVar = {
+        "num_attention_heads": 12,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+    }
     dropout_keys = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     adapted_modules = ("query", "value")  # peft's own choice for BERT
     skips_queries = True
     plain_blocks = True
 
     def run_block(
-        self, layer: Any, hidden: torch.Tensor, mask: torch.Tensor | None, at: torch.Tensor | None
+        self,
+        layer: Any,
+        hidden: torch.Tensor,
+        mask: torch.Tensor | None,
+        at: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Run one block: keys and values everywhere, queries and all that follows only `at` those
-        positions.
-        """
-        attention = layer.attention.self
-        wanted = hidden if at is None else taken_at(hidden, at)
-
-        def heads(states: torch.Tensor) -> torch.Tensor:
-            apart: torch.Tensor = states.unflatten(2, (attention.num_attention_heads, -1))
-            return apart.transpose(1, 2)
-
-        mixed = scaled_dot_product_attention(
-            heads(attention.query(wanted)),
-            heads(attention.key(hidden)),
-            heads(attention.value(hidden)),
-            attn_mask=mask,
-            dropout_p=attention.dropout.p if layer.training else 0.0,
-        )
-        attended = layer.attention.output(mixed.transpose(1, 2).flatten(2), wanted)
+        """Run one block: keys and values everywhere, queries and all after them only `at` some."""
+        wanted = hidden
+        if at is not None:
+            wanted = taken_at(hidden, at)
+        mixed = _attention(layer, wanted, hidden, mask)
+        attended = layer.attention.output(mixed, wanted)
         wide = layer.intermediate.dense(attended)
         if layer.output.dense.weight.requires_grad:
             # Its gradient needs the activation, which is made again in the backward pass: kept, it
             # would be a sixth of what a block saves. That runs up to what the product after it
-            # needs, and not the product.
+            # needs, and not the product. No noise is drawn there whose state would have to be kept.
             narrow = checkpoint(_narrow, layer, wide, use_reentrant=False, preserve_rng_state=False)
         else:
             narrow = _narrow(layer, wide)
-        output: torch.Tensor = layer.output.LayerNorm(layer.output.dropout(narrow) + attended)
+        noisy = layer.output.dropout(narrow)
+        output: torch.Tensor = layer.output.LayerNorm(noisy + attended)
         return output
 
     def masked_lm(self, module: Any, states: torch.Tensor) -> torch.Tensor:
@@ -82,6 +77,33 @@ class Bert(Encoder):
         return outputs
 
 
+def _attention(
+    layer: Any,
+    wanted: torch.Tensor,
+    hidden: torch.Tensor,
+    mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return what the states `wanted` (B, P, H) gather from all of `hidden` (B, T, H)."""
+    attention = layer.attention.self
+
+    def by_head(states: torch.Tensor) -> torch.Tensor:
+        apart: torch.Tensor = states.unflatten(2, (attention.num_attention_heads, -1))
+        return apart.transpose(1, 2)
+
+    dropout = 0.0
+    if layer.training:
+        dropout = attention.dropout.p
+    mixed = scaled_dot_product_attention(
+        by_head(attention.query(wanted)),
+        by_head(attention.key(hidden)),
+        by_head(attention.value(hidden)),
+        attn_mask=mask,
+        dropout_p=dropout,
+    )
+    return mixed.transpose(1, 2).flatten(2)
+
+
 def _narrow(layer: Any, wide: torch.Tensor) -> torch.Tensor:
-    narrow: torch.Tensor = layer.output.dense(layer.intermediate.intermediate_act_fn(wide))
+    active = layer.intermediate.intermediate_act_fn(wide)
+    narrow: torch.Tensor = layer.output.dense(active)
     return narrow

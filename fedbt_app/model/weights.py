@@ -13,7 +13,8 @@ from fedbt_app.tasks import TASKS
 from fedbt_app.tasks.base import Task
 from fedbt_app.tensors import Tensors
 
-LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
+LORA_A = ".lora_A.weight"
+LORA_B = ".lora_B.weight"
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Weights:
-    """Where tensors come from: `held(part)` (a pool, or the server's state) over the base
-    checkpoint.
-    """
+    """Where tensors come from: `held(part)` of a pool or the server's state, over the base."""
 
     checkpoint: Checkpoint
     held: Callable[[str], Tensors]
@@ -39,14 +38,15 @@ class Weights:
 
     def shapes(self, part: str) -> Shapes:
         """Shapes of the tensors of `part`."""
-        spec = self.spec
         return self.checkpoint.architecture.part(
-            part, spec.task.head, len(spec.labels), spec.lora_rank
+            part,
+            kind=self.spec.task.head,
+            num_labels=len(self.spec.labels),
+            rank=self.spec.lora_rank,
         )
 
     def lacking(self, part: str) -> Shapes:
-        """Shapes of those tensors of `part` that the base has none of: the server makes and sends
-        them once.
+        """Shapes of the tensors of `part` that the base lacks: the server makes and sends them.
 
         A classifier in the base counts only if it is one for the very same labels.
         """
@@ -62,44 +62,52 @@ class Weights:
 
     def part(self, part: str) -> Tensors:
         """Read `part` whole."""
-        shapes, held = self.shapes(part), self.held(part)
-        base = {
-            name: self.checkpoint.tensor(name)
-            for name in self._base_shapes(part)
-            if name not in held
-        }
-        tensors = base | held
-        if missing := shapes.keys() - tensors.keys():
+        held = self.held(part)
+        tensors = {}
+        for name in self._base_shapes(part):
+            if name not in held:
+                tensors[name] = self.checkpoint.tensor(name)
+        tensors |= held
+        missing = self.shapes(part).keys() - tensors.keys()
+        if missing:
+            first = min(missing)
             raise FedBTError(
-                f"{part} lacks {sorted(missing)[0]}: neither the base checkpoint nor the pool holds it"
+                f"{part} lacks {first}: neither the base checkpoint nor the pool holds it"
             )
         return tensors
 
     def block(self, index: int, merge: bool) -> Tensors:
-        """Read encoder block `index`; `merge` adds what its adapters, if any, have
-        learned so far.
-        """
+        """Read encoder block `index`; `merge` adds what its adapters, if any, have learned."""
         tensors = self.part(block_part(index))
-        adapters = self.held(adapter_part(index)) if merge else {}
-        for name in adapters:
+        if not merge:
+            return tensors
+        adapters = self.held(adapter_part(index))
+        for name, down in adapters.items():
             if name.endswith(LORA_A):
-                stem = name.removesuffix(LORA_A)
+                module = name.removesuffix(LORA_A)
+                up = adapters[module + LORA_B]
                 scale = self.spec.lora_alpha / self.spec.lora_rank
-                learned = adapters[stem + LORA_B] @ adapters[name]
-                tensors[f"{stem}.weight"] = tensors[f"{stem}.weight"] + scale * learned
+                weight = f"{module}.weight"
+                # a new tensor: the old one may be a view of the checkpoint's file
+                tensors[weight] = tensors[weight] + scale * (up @ down)
         return tensors
 
 
 def model_spec(config: RunConfig, labels: tuple[str, ...]) -> ModelSpec:
     """Return what a run's configuration says of the model."""
     return ModelSpec(
-        TASKS[config.task], labels, config.dropout, config.lora_rank, config.lora_alpha
+        task=TASKS[config.task],
+        labels=labels,
+        dropout=config.dropout,
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
     )
 
 
 def new_tensors(shapes: Shapes, seed: int) -> Tensors:
-    """Initialise tensors that no checkpoint holds, as BERT does; adapters start as no change (LoRA,
-    section 4.1).
+    """Initialise tensors that no checkpoint holds, as BERT does.
+
+    Adapters start as no change: their second matrix is zero (LoRA, section 4.1).
     """
     generator = torch.Generator().manual_seed(seed)
     tensors = {}

@@ -1,7 +1,6 @@
-"""What is done to deltas so that they tell less: one file a mechanism, and this table of them by
-name.
+"""What is done to deltas so that they tell less: one file a mechanism, and a table of them.
 
-None is there yet. A maker gets what stands behind `name:` in the setting, and the run's settings.
+None is there yet. They go by name; a maker gets what stands behind `name:` in the setting, and the run's settings.
 """
 
 from typing import Any
@@ -14,6 +13,5 @@ MECHANISMS: Choices[Maker[Mechanism]] = Choices("privacy", {})
 
 def mechanisms(settings: Any) -> list[Mechanism]:
     """Make the mechanisms that the setting `privacy` names, in order; normally none."""
-    return [
-        made(MECHANISMS, text, settings) for text in settings.privacy.split(",") if text.strip()
-    ]
+    named = [text for text in settings.privacy.split(",") if text.strip()]
+    return [made(MECHANISMS, text, settings) for text in named]

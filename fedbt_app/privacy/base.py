@@ -20,8 +20,9 @@ class Mechanism:
         self.memory: dict[str, Any] = {}
 
     def on_client(self, deltas: "dict[str, Tensors]") -> "dict[str, Tensors]":
-        """Treat the deltas of all trained parts, by part, before they are encoded; new tensors, not
-        changed ones.
+        """Treat the deltas of all trained parts, by part, before they are encoded.
+
+        Returns new tensors: those given are not changed.
         """
         return deltas
 

@@ -27,8 +27,7 @@ class TrainSettings:
 
 
 class Optimizer:
-    """AdamW that steps each tensor within the backward pass, as soon as its gradient is whole, and
-    drops that.
+    """AdamW that steps a tensor in the backward pass, once its gradient is whole, and drops that.
 
     The same numbers as stepping all of them afterwards, without ever holding all gradients: nothing
     still to come in the backward pass needs the values of a tensor whose gradient is whole. Weight
@@ -43,20 +42,9 @@ class Optimizer:
         self.due = True
         self._hooks = []
         for parameter in parameters:
-            decay = settings.weight_decay if parameter.ndim > 1 else 0.0
-            own = torch.optim.AdamW(
-                [parameter], lr=settings.learning_rate, weight_decay=decay, fused=True
-            )
-            # as torch would begin, but before there are activations: among those it would fragment
-            # the heap
-            own.state[parameter] = {
-                "step": torch.zeros((), device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-            self._hooks.append(
-                parameter.register_post_accumulate_grad_hook(partial(self._step, own))
-            )
+            own = _adamw(parameter, settings)
+            hook = parameter.register_post_accumulate_grad_hook(partial(self._step, own))
+            self._hooks.append(hook)
 
     def _step(self, own: torch.optim.Optimizer, _: torch.Tensor) -> None:
         if self.due:
@@ -67,3 +55,23 @@ class Optimizer:
         """Leave the tensors: later backward passes change nothing."""
         for hook in self._hooks:
             hook.remove()
+
+
+def _adamw(parameter: torch.nn.Parameter, settings: TrainSettings) -> torch.optim.AdamW:
+    decay = 0.0
+    if parameter.ndim > 1:
+        decay = settings.weight_decay
+    own = torch.optim.AdamW(
+        [parameter],
+        lr=settings.learning_rate,
+        weight_decay=decay,
+        fused=True,
+    )
+    # As torch would begin, but before there are activations: among those it would fragment the
+    # heap.
+    own.state[parameter] = {
+        "step": torch.zeros((), device=parameter.device),
+        "exp_avg": torch.zeros_like(parameter),
+        "exp_avg_sq": torch.zeros_like(parameter),
+    }
+    return own

@@ -1,5 +1,4 @@
-"""The frozen-prefix cache: what the blocks below every trained one give for each example, computed
-once.
+"""The frozen-prefix cache: what the blocks below every trained one give, computed once.
 
 A file of float32 hidden states, one (T, H) slab an example, read and written by position, never
 mapped, so that it does not count as the process's memory. Its folder is named after what the states
@@ -22,7 +21,9 @@ import torch
 from fedbt_app.files import replace_file
 from fedbt_app.tasks.batch import Batch
 
-_STATES, _FILLED = "states.f32", "filled.npy"
+_STATES = "states.f32"
+_FILLED = "filled.npy"  # which examples are in it: one bool each
+_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,14 @@ class PrefixCache:
     """
 
     def __init__(self, folder: Path, depth: int, lengths: Sequence[int], hidden: int) -> None:
-        self.depth, self.hits, self.fills = depth, 0, 0
-        self._hidden, self._folder = hidden, folder
+        self.depth = depth
+        self.hits = 0
+        self.fills = 0
+        self._folder = folder
         self._lengths = np.asarray(lengths, dtype=np.int64)
-        self._offsets = np.concatenate([[0], np.cumsum(self._lengths)])
-        self.nbytes = int(self._offsets[-1]) * hidden * 4
+        self._offsets = np.concatenate([[0], np.cumsum(self._lengths)])  # in states, by example
+        self._hidden = hidden
+        self.nbytes = int(self._offsets[-1]) * hidden * _FLOAT_BYTES
         folder.mkdir(parents=True, exist_ok=True)
         self._file = os.open(folder / _STATES, os.O_RDWR | os.O_CREAT)
         os.ftruncate(self._file, self.nbytes)
@@ -67,16 +71,21 @@ class PrefixCache:
     def open(
         cls, root: Path, blocks: FrozenBlocks, rows: Sequence[Any], budget: int
     ) -> "PrefixCache | None":
-        """Open the cache for `rows`; None when there is nothing to keep or it would exceed `budget`
-        bytes.
-        """
+        """Open the cache for `rows`; None when there is nothing to keep, or more than `budget`."""
         lengths = [len(row["input_ids"]) for row in rows]
-        if not blocks.depth or sum(lengths) * blocks.hidden * 4 > budget:
+        needed = sum(lengths) * blocks.hidden * _FLOAT_BYTES
+        if not blocks.depth or needed > budget:
             return None
         key = hashlib.sha256(f"{blocks.base} {blocks.depth} {blocks.hidden}".encode())
         for row in rows:
-            key.update(np.asarray(row["input_ids"], dtype=np.int32).tobytes() + b"|")
-        return cls(root / key.hexdigest(), blocks.depth, lengths, blocks.hidden)
+            pieces = np.asarray(row["input_ids"], dtype=np.int32)
+            key.update(pieces.tobytes() + b"|")
+        return cls(
+            folder=root / key.hexdigest(),
+            depth=blocks.depth,
+            lengths=lengths,
+            hidden=blocks.hidden,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -85,31 +94,27 @@ class PrefixCache:
         self.close()
 
     def read(self, batch: Batch) -> torch.Tensor | None:
-        """Return the states of the batch's examples, (B, T, H) with zeros for padding; None if any
-        is missing.
-        """
+        """Return the examples' states (B, T, H), zeros for padding; None if any are missing."""
         if not all(self._filled[row] for row in batch.rows):
             return None
         states = np.zeros((*batch.input_ids.shape, self._hidden), dtype=np.float32)
         for index, row in enumerate(batch.rows):
             slab = states[index, : self._lengths[row]]
-            if (
-                os.preadv(self._file, [slab.reshape(-1).view(np.uint8).data], self._at(row))
-                != slab.nbytes
-            ):
+            target = slab.reshape(-1).view(np.uint8).data  # a view: the file is read into `states`
+            read = os.preadv(self._file, [target], self._at(row))
+            if read != slab.nbytes:  # the file has been cut short
                 return None
         self.hits += len(batch.rows)
         return torch.from_numpy(states)
 
     def write(self, batch: Batch, states: torch.Tensor) -> None:
-        """Keep the states (B, T, H) of the batch's examples; on a full disk they are computed again
-        next time.
-        """
+        """Keep the examples' states (B, T, H); what a full disk refuses is computed again."""
         values = states.detach().to("cpu", torch.float32).numpy()
         for index, row in enumerate(batch.rows):
             slab = np.ascontiguousarray(values[index, : self._lengths[row]])
             with contextlib.suppress(OSError):
-                self._filled[row] = os.pwrite(self._file, slab.data, self._at(row)) == slab.nbytes
+                written = os.pwrite(self._file, slab.data, self._at(row))
+                self._filled[row] = written == slab.nbytes
                 self.fills += int(self._filled[row])
 
     def close(self) -> None:
@@ -127,12 +132,14 @@ class PrefixCache:
             np.save(file, self._filled)
 
     def _at(self, row: int) -> int:
-        return int(self._offsets[row]) * self._hidden * 4
+        return int(self._offsets[row]) * self._hidden * _FLOAT_BYTES
 
     def _read_filled(self) -> np.ndarray:
+        none = np.zeros(len(self._lengths), dtype=bool)
         try:
-            filled = np.load(self._folder / _FILLED)
+            filled: np.ndarray = np.load(self._folder / _FILLED)
         except (OSError, ValueError):
-            return np.zeros(len(self._lengths), dtype=bool)
-        whole = filled.dtype == bool and filled.shape == self._lengths.shape
-        return filled if whole else np.zeros(len(self._lengths), dtype=bool)
+            return none
+        if filled.dtype != none.dtype or filled.shape != none.shape:
+            return none
+        return filled

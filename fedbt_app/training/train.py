@@ -23,16 +23,20 @@ _SORTED_STRETCH = 50
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training gave: mean loss per loss position, examples a pass, and the shapes of all steps
-    run.
+    """What training gave.
+
+    Attributes
+    ----------
+    loss : mean per loss position
+    examples : in one pass over the rows
+    shapes : of all steps run
+    cached : (B, T) of the steps that took the frozen blocks' output from the cache
     """
 
     loss: float
     examples: int
     shapes: list[tuple[int, int, int, bool]]
-    cached: list[
-        tuple[int, int]
-    ]  # (B, T) of the steps that took the frozen blocks' output from the cache
+    cached: list[tuple[int, int]]
 
 
 def run(
@@ -43,13 +47,13 @@ def run(
     meter: FlopMeter,
     cache: PrefixCache | None = None,
 ) -> TrainResult:
-    """Train `local` in place: AdamW over its trained tensors, a fresh optimizer each round as in
-    FedAvg.
+    """Train `local` in place: AdamW over its trained tensors, a new one each round as in FedAvg.
 
     With a `cache`, the frozen blocks below its depth run once for each example, in this round or an
     earlier one.
     """
-    torch.manual_seed(int(np.random.default_rng(settings.seed).integers(2**62)))  # dropout
+    noise = np.random.default_rng(settings.seed).integers(2**62)
+    torch.manual_seed(int(noise))  # of dropout
     optimizer = Optimizer(local.trained.values(), settings)
     steps = _Steps(local, settings, meter, cache)
     # stays there: asking a GPU each step would stall it
@@ -58,16 +62,26 @@ def run(
     for epoch in range(settings.epochs):
         generator = np.random.default_rng([*settings.seed, epoch])
         for batch in batches(
-            rows, collator, settings.batch_size, generator, tokens=settings.tokens_per_batch
+            rows,
+            collator,
+            size=settings.batch_size,
+            generator=generator,
+            tokens=settings.tokens_per_batch,
         ):
-            # others have no loss
-            pieces = [piece for piece in batch.split(settings.micro_batch_size) if piece.reads]
+            pieces = batch.split(settings.micro_batch_size)
+            pieces = [piece for piece in pieces if piece.reads]  # others have no loss
             for piece in pieces:
                 optimizer.due = piece is pieces[-1]
-                total += steps.take(piece, share=piece.reads / batch.reads) * piece.reads
+                loss = steps.take(piece, share=piece.reads / batch.reads)
+                total += loss * piece.reads
             positions += batch.reads
     optimizer.detach()
-    return TrainResult(float(total) / max(1, positions), len(rows), steps.shapes, steps.cached)
+    return TrainResult(
+        loss=float(total) / max(1, positions),
+        examples=len(rows),
+        shapes=steps.shapes,
+        cached=steps.cached,
+    )
 
 
 @dataclass(frozen=True)
@@ -88,40 +102,44 @@ class _Steps:
         self.shapes.append(batch.shape)
 
         def backward() -> torch.Tensor:
-            value = forward.loss(self.local, there, start, self.settings.checkpointing)
-            (value * share).backward()
-            return value.detach()
+            loss = forward.loss(self.local, there, start, self.settings.checkpointing)
+            (loss * share).backward()
+            return loss.detach()
 
-        return self.meter.step((start is not None, batch.shape), backward)
+        computed = (start is not None, batch.shape)
+        return self.meter.step(computed, backward)
 
     def _start(self, batch: Batch, there: Batch) -> forward.Prefix | None:
-        """Return what the frozen blocks give for a batch, from the cache or into it; None where
-        nothing is kept.
-        """
+        """Return what the frozen blocks give, from the cache or into it; None without a cache."""
         cache = self.cache
         if cache is None:
             return None
         states = cache.read(batch)
         if states is not None:
-            self.cached.append((there.input_ids.shape[0], there.input_ids.shape[1]))
-            return forward.Prefix(cache.depth, states.to(self.local.device, non_blocking=True))
-        start = self.meter.step(
-            ("prefix", batch.shape), partial(forward.prefix, self.local, there, cache.depth)
-        )
+            size, length = there.input_ids.shape
+            self.cached.append((size, length))
+            states = states.to(self.local.device, non_blocking=True)
+            return forward.Prefix(cache.depth, states)
+        run = partial(forward.prefix, self.local, there, cache.depth)
+        start = self.meter.step(("prefix", batch.shape), run)
         cache.write(batch, start.states)
         return start
 
 
 @torch.no_grad()
 def evaluate(
-    local: LocalModel, rows: Sequence[Mapping[str, Any]], collator: Collator, batch_size: int
+    local: LocalModel,
+    rows: Sequence[Mapping[str, Any]],
+    collator: Collator,
+    batch_size: int,
 ) -> dict[str, float]:
     """Return the task's metrics of `local` on `rows`; mlm masks the same pieces every time."""
     local.module.eval()
     scores = local.spec.task.scores(local.spec.labels)
     generator = np.random.default_rng(0)
     for batch in batches(rows, collator, batch_size, generator, shuffled=False):
-        scores.add(forward.logits(local, batch.to(local.device)).float().cpu(), batch.labels)
+        outputs = forward.logits(local, batch.to(local.device))
+        scores.add(outputs.float().cpu(), batch.labels)
     return scores.metrics()
 
 
@@ -139,21 +157,39 @@ def batches(
     row at least).
     """
     lengths = np.array([len(row["input_ids"]) for row in rows])
-    order = generator.permutation(len(rows)) if shuffled else np.arange(len(rows))
+    order = np.arange(len(rows))
+    if shuffled:
+        order = generator.permutation(len(rows))
+    groups = []
     stretch = size * _SORTED_STRETCH
-    groups: list[list[int]] = []
     for start in range(0, len(order), stretch):
         part = order[start : start + stretch]
-        groups.append([])
-        # the last row of a group is its longest
-        for row in part[np.argsort(lengths[part], kind="stable")]:
-            full = len(groups[-1]) == size or (
-                tokens and (len(groups[-1]) + 1) * padded(lengths[row]) > tokens
-            )
-            if full and groups[-1]:
-                groups.append([])
-            groups[-1].append(int(row))
-    for index in generator.permutation(len(groups)) if shuffled else range(len(groups)):
-        yield replace(
-            collator([rows[row] for row in groups[index]], generator), rows=tuple(groups[index])
-        )
+        by_length = part[np.argsort(lengths[part], kind="stable")]
+        groups += _groups(by_length, lengths, size, tokens)
+    turns = np.arange(len(groups))
+    if shuffled:
+        turns = generator.permutation(len(groups))
+    for index in turns:
+        group = groups[index]
+        batch = collator([rows[row] for row in group], generator)
+        yield replace(batch, rows=tuple(group))
+
+
+def _groups(
+    by_length: np.ndarray,
+    lengths: np.ndarray,
+    size: int,
+    tokens: int,
+) -> list[list[int]]:
+    """Cut rows, sorted by their length, into those of one batch each."""
+    groups: list[list[int]] = [[]]
+    for row in by_length:
+        group = groups[-1]
+        # the last row of a group is its longest: all are padded to that
+        pieces = (len(group) + 1) * padded(lengths[row])
+        too_long = tokens and pieces > tokens
+        if group and (len(group) == size or too_long):
+            group = []
+            groups.append(group)
+        group.append(int(row))
+    return groups
