@@ -4,6 +4,7 @@ A new object (in deployment a new process) answers each message; what must last 
 parameter pool and the tokenised-data cache.
 """
 
+import logging
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -42,6 +43,8 @@ from fedbt_app.training.train import EVALUATION_BATCH, TrainResult
 from fedbt_app.wire.messages import LACKING, Capabilities, Reply, Request
 from fedbt_app.wire.updates import DELTA, Update
 
+log = logging.getLogger("flwr")
+
 
 class Client:
     """A site as its run and node configuration describe it."""
@@ -65,6 +68,8 @@ class Client:
 
     def capabilities(self, request: Request) -> Capabilities:
         """Say what this site has and can: names and counts only."""
+        for warning in self._data.fit.warnings:
+            log.warning("fedbt: %s: %s", self.name, warning)
         return Capabilities(
             name=self.name,
             fingerprint=self.checkpoint.fingerprint(self.task.head),
@@ -74,6 +79,7 @@ class Client:
             local_depth=self.config.local_depth,
             device=str(self.device),
             label_counts=self._data.label_counts,
+            fit=self._data.fit,
             held=self._pool(request).states(),
         )
 
@@ -114,14 +120,14 @@ class Client:
         if held != request.sync.expected:
             return Reply(LACKING, held=held)
         rows = self._data.heldout.to_list()
-        metrics: dict[str, float] = {}
+        tally: dict[str, float] = {}
         if rows:
             plan = untrained_plan(self.checkpoint.architecture.depth)
             local = build(weights, plan, self.device, self._bfloat16)
             size = min(config.micro_batch_size or config.batch_size, EVALUATION_BATCH)
-            metrics = train.evaluate(local, rows, self._collator(request), size)
+            tally = train.evaluate(local, rows, self._collator(request), size).tally
         costs = ClientCosts(seconds=watch.seconds, peak_memory_bytes=watch.peak_memory_bytes)
-        return Reply(held=held, examples=len(rows), metrics=metrics, costs=costs)
+        return Reply(held=held, examples=len(rows), tally=tally, costs=costs)
 
     @property
     def _bfloat16(self) -> bool:

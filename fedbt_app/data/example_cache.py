@@ -6,6 +6,7 @@ An entry's name covers all that decides what is in it; a corrupt entry is made a
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +14,31 @@ from fedbt_app.config import RunConfig
 from fedbt_app.data.sources import identity, length
 from fedbt_app.errors import FedBTError
 from fedbt_app.files import replaced_folder
-from fedbt_app.tasks.base import Columns
+from fedbt_app.tasks.base import Columns, Fit
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FORMAT = 2  # raise it when the same input gives other examples
+FORMAT = 3  # raise it when the same input gives other examples
 ABOUT = "about.json"  # what is in an entry's folder
 
-Made = tuple[dict[str, Columns], dict[str, int]]  # split -> columns, and the label counts
-Found = tuple[dict[str, "Dataset"], dict[str, int]]  # the same, read back
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of examples beside themselves: counts only.
+
+    Attributes
+    ----------
+    available : rows there were before a cap
+    """
+
+    label_counts: dict[str, int]
+    fit: Fit
+    available: int
+
+
+Made = tuple[dict[str, Columns], Facts]  # split -> columns, and the facts
+Found = tuple[dict[str, "Dataset"], Facts]  # the same, read back
 
 
 def cached(
@@ -32,18 +48,18 @@ def cached(
     tokenizer_id: str,
     build: Callable[[], Made],
 ) -> Found:
-    """Return (split -> examples, label counts) from the cache, after building them if need be."""
+    """Return (split -> examples, facts) from the cache, after building them if need be."""
     settings = {name: getattr(config, name) for name in keys}
     decisive = [FORMAT, use, tokenizer_id, identity(config), settings]
     folder = config.cache_folder / "tokenised" / _digest(decisive)
     try:
         return _open(folder)
     except Exception:  # absent, or corrupt in whatever way: make it anew
-        splits, counts = build()
+        splits, facts = build()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with replaced_folder(folder, keep=lambda: _is_whole(folder)) as scratch:
-            _save(scratch, splits, counts)
+            _save(scratch, splits, facts)
         return _open(folder)
     except OSError as error:
         reason = error.strerror or type(error).__name__
@@ -70,7 +86,7 @@ def _dataset(columns: Columns) -> "Dataset":
     return Dataset(pyarrow.table(arrays))
 
 
-def _save(folder: Path, splits: Mapping[str, Columns], counts: Mapping[str, int]) -> None:
+def _save(folder: Path, splits: Mapping[str, Columns], facts: Facts) -> None:
     import datasets
 
     datasets.disable_progress_bars()
@@ -83,7 +99,7 @@ def _save(folder: Path, splits: Mapping[str, Columns], counts: Mapping[str, int]
     about = {
         "rows": rows,
         "columns": list(some_split),
-        "label_counts": counts,
+        "facts": asdict(facts),
     }
     (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
 
@@ -99,7 +115,8 @@ def _open(folder: Path) -> Found:
             splits[name] = Dataset.load_from_disk(folder / name)
         else:
             splits[name] = _dataset({column: [] for column in about["columns"]})
-    return splits, about["label_counts"]
+    facts = about["facts"]
+    return splits, Facts(**facts | {"fit": Fit(**facts["fit"])})
 
 
 def _is_whole(folder: Path) -> bool:

@@ -5,7 +5,7 @@ is read back and neither the raw data nor the tokenizer is loaded.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,12 @@ import numpy as np
 
 from fedbt_app.config import EMBEDDED, LONGEST_LABEL, MOST_LABELS, NO_DATA, RunConfig
 from fedbt_app.data import phenotypes
-from fedbt_app.data.example_cache import Made, cached
+from fedbt_app.data.example_cache import Facts, Made, cached
 from fedbt_app.data.partition import partition as split_over_clients
 from fedbt_app.data.sources import checked, length, local_files, readers, select
 from fedbt_app.errors import FedBTError
 from fedbt_app.tasks import TASKS
-from fedbt_app.tasks.base import Columns
+from fedbt_app.tasks.base import Columns, Fit
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -57,12 +57,27 @@ class ClientData:
     """One client's tokenised examples.
 
     Every example has `input_ids`, [CLS] and [SEP] included, and what the task reads
-    (`Task.tokenise`). `label_counts` covers train and heldout.
+    (`Task.tokenise`). `label_counts` and `fit` cover train and heldout.
     """
 
     train: "Dataset"
     heldout: "Dataset"
     label_counts: dict[str, int]
+    fit: Fit
+
+
+@dataclass(frozen=True)
+class CentralData:
+    """The central test set's examples.
+
+    Attributes
+    ----------
+    available : rows of the test set before `max-test-examples`
+    """
+
+    examples: "Dataset"
+    available: int
+    fit: Fit
 
 
 def client_data(
@@ -90,25 +105,25 @@ def client_data(
         rows = _client_rows(config, partition)
         rng = _rng(config.seed, f"heldout {partition}")
         heldout, train = _carve(rows, config.heldout_fraction, rng)
-        made = _tokenise(config, tokenizer(), {"train": train, "heldout": heldout})
+        made, fit = _tokenise(config, tokenizer(), {"train": train, "heldout": heldout})
         if not length(made["train"]):
             raise FedBTError(
                 f"dataset={config.dataset} leaves nothing to train on: give this client more rows"
             )
         counts = TASKS[config.task].label_counts(made.values())
-        return made, _checked_labels(config, counts)
+        return made, Facts(_checked_labels(config, counts), fit, available=length(rows))
 
-    splits, counts = cached(
+    splits, facts = cached(
         config,
         keys=_CLIENT_KEYS,
         use=["client", partition],
         tokenizer_id=tokenizer_id,
         build=build,
     )
-    return ClientData(splits["train"], splits["heldout"], counts)
+    return ClientData(splits["train"], splits["heldout"], facts.label_counts, facts.fit)
 
 
-def test_data(config: RunConfig, tokenizer: Tokenizer, tokenizer_id: str) -> "Dataset":
+def test_data(config: RunConfig, tokenizer: Tokenizer, tokenizer_id: str) -> CentralData:
     """Return the central test set's examples: of `test`, else `validation`, else part of `train`.
 
     Parameters are those of `client_data`. Rows carved off `train` are the same on every machine,
@@ -117,22 +132,23 @@ def test_data(config: RunConfig, tokenizer: Tokenizer, tokenizer_id: str) -> "Da
 
     def build() -> Made:
         rng = _rng(config.seed, "cap test")
-        rows = _take(_test_rows(config), config.max_test_examples, rng)
-        made = _tokenise(config, tokenizer(), {"test": rows})
+        rows = _test_rows(config)
+        scored = _take(rows, config.max_test_examples, rng)
+        made, fit = _tokenise(config, tokenizer(), {"test": scored})
         if not length(made["test"]):
             raise FedBTError(
                 f"dataset={config.dataset} has no test rows: raise test-fraction or add a test split"
             )
-        return made, {}
+        return made, Facts({}, fit, available=length(rows))
 
-    splits, _ = cached(
+    splits, facts = cached(
         config,
         keys=_TEST_KEYS,
         use=["test"],
         tokenizer_id=tokenizer_id,
         build=build,
     )
-    return splits["test"]
+    return CentralData(splits["test"], facts.available, facts.fit)
 
 
 def describe(config: RunConfig) -> str:
@@ -236,9 +252,17 @@ def _take(columns: Columns, at_most: int, rng: np.random.Generator) -> Columns:
 
 def _tokenise(
     config: RunConfig, tokenizer: "PreTrainedTokenizerFast", splits: Mapping[str, Columns]
-) -> dict[str, Columns]:
+) -> tuple[dict[str, Columns], Fit]:
+    """Return the examples of each split, and how well the text of all of them fits the model."""
     task = TASKS[config.task]
-    return {name: task.tokenise(config, tokenizer, rows) for name, rows in splits.items()}
+    made = {}
+    fit = Fit()
+    for name, rows in splits.items():
+        tokenised = task.tokenise(config, tokenizer, rows)
+        made[name] = tokenised.columns
+        unknown = sum(ids.count(tokenizer.unk_token_id) for ids in tokenised.columns["input_ids"])
+        fit += replace(tokenised.fit, unknown=unknown)
+    return made, fit
 
 
 def _checked_labels(config: RunConfig, counts: dict[str, int]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from fedbt_app.model.local_model import build
 from fedbt_app.model.weights import Weights
 from fedbt_app.plan import untrained_plan
 from fedbt_app.tasks import TASKS
-from fedbt_app.tasks.base import Reading
+from fedbt_app.tasks.base import Fit, Reading
 from fedbt_app.tasks.batch import Collator, special_tokens
 from fedbt_app.training import train
 
@@ -22,6 +22,8 @@ class CentralTest:
     Attributes
     ----------
     rows : tokenised examples
+    available : rows of the test set, those included that `max-test-examples` left out
+    fit : how well their text fits the model
     label_counts : rows (or tags) by label name
     """
 
@@ -30,11 +32,14 @@ class CentralTest:
         self._task = TASKS[config.task]
         self._device = pick_device(config.device)
         self.rows: list[dict[str, Any]] = []
+        self.available = 0
+        self.fit = Fit()
         self.label_counts: dict[str, int] = {}
         if config.dataset != NO_DATA:
             found = examples.test_data(config, checkpoint.tokenizer, checkpoint.tokenizer_id)
-            self.rows = found.to_list()
-            self.label_counts = self._task.label_counts([found])
+            self.rows = found.examples.to_list()
+            self.available, self.fit = found.available, found.fit
+            self.label_counts = self._task.label_counts([found.examples])
 
     @property
     def majority(self) -> float | None:
@@ -50,9 +55,8 @@ class CentralTest:
         plan = untrained_plan(self._checkpoint.architecture.depth)
         bfloat16 = use_bfloat16(self._config.precision, self._device)
         local = build(weights, plan, self._device, bfloat16)
-        return train.evaluate(
-            local, self.rows, self._collator(weights.spec.labels), train.EVALUATION_BATCH
-        )
+        collator = self._collator(weights.spec.labels)
+        return train.evaluate(local, self.rows, collator, train.EVALUATION_BATCH).metrics()
 
     def _collator(self, labels: tuple[str, ...]) -> Collator:
         return Collator(self._task, Reading(self._tokens, labels, self._config.mask_probability))

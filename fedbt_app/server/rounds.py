@@ -2,8 +2,8 @@
 
 import itertools
 import logging
-import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -246,17 +246,16 @@ class Rounds:
         return plan
 
     def _evaluate_on_clients(self, number: int) -> None:
-        """Evaluate on held-out rows; delivers the round's result to every client as well."""
-        sums: dict[str, float] = {}
-        weights: dict[str, int] = {}
+        """Evaluate on held-out rows; delivers the round's result to every client as well.
+
+        Counts are summed over the sites: the scores are those of one process over all of their rows.
+        """
+        sums: Counter[str] = Counter()
+        examples = 0
         for reply in self.dialogue.evaluate(number):
-            for name, value in (reply.metrics or {}).items():
-                if math.isfinite(value):
-                    sums[name] = sums.get(name, 0.0) + reply.examples * value
-                    weights[name] = weights.get(name, 0) + reply.examples
-        self.outcome.client_metrics = {
-            name: sums[name] / weights[name] for name in sums if weights[name]
-        }
-        examples = max(weights.values(), default=0)
-        if examples:
-            log.info("fedbt: %s", HeldOut(examples, Metrics(self.outcome.client_metrics)))
+            sums.update(reply.tally or {})
+            examples += reply.examples
+        if not sums:
+            return
+        self.outcome.client_metrics = self.weights.spec.task.scored(sums, self.labels)
+        log.info("fedbt: %s", HeldOut(examples, Metrics(self.outcome.client_metrics)))

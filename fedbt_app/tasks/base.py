@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 IGNORED = -100  # torch's own mark for "no loss here"
+MOST_CUT = 0.01  # of the word pieces, or of the labelled words
+MOST_UNKNOWN = 0.05  # of the word pieces that are read
 SPECIAL_PIECES = 2  # [CLS] and [SEP] of a row
 MULTIPLE = 8  # batches are padded to multiples of this: fewer distinct shapes, friendlier kernels
 
@@ -100,7 +102,7 @@ class Read:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Fit:
     """How much of some rows is not read, as they are longer than `max-length`; counts, which add
     up.
 
@@ -109,6 +111,7 @@ class Cut:
     pieces, pieces_cut
         word pieces of the rows, special ones not counted, and those that are not read
     labelled, labelled_cut : words with a label of their own (ner), and those that are not read
+    unknown : word pieces that are read as [UNK]
     """
 
     rows: int = 0
@@ -117,21 +120,39 @@ class Cut:
     pieces_cut: int = 0
     labelled: int = 0
     labelled_cut: int = 0
+    unknown: int = 0
 
-    def __add__(self, other: "Cut") -> "Cut":
+    def __add__(self, other: "Fit") -> "Fit":
         mine, others = astuple(self), astuple(other)
-        return Cut(*(ours + theirs for ours, theirs in zip(mine, others, strict=True)))
+        return Fit(*(ours + theirs for ours, theirs in zip(mine, others, strict=True)))
 
     @property
-    def share(self) -> float:
+    def cut_share(self) -> float:
         """The share of word pieces that are not read."""
         return self.pieces_cut / max(1, self.pieces)
 
+    @property
+    def unknown_share(self) -> float:
+        """The share of what is read that is [UNK]."""
+        return self.unknown / max(1, self.pieces - self.pieces_cut)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should know before trusting a score."""
+        found = []
+        if self.cut_share > MOST_CUT or self.labelled_cut > MOST_CUT * self.labelled:
+            found.append(f"{self}: raise max-length")
+        if self.unknown_share > MOST_UNKNOWN:
+            found.append(
+                f"{100 * self.unknown_share:.1f} % of the word pieces are [UNK]: the tokenizer does not fit the text"
+            )
+        return found
+
     def __str__(self) -> str:
-        lost = f"{self.rows_cut} of {self.rows} rows are cut, {100 * self.share:.1f} % of the word pieces"
+        share = f"{100 * self.cut_share:.1f} % of the word pieces"
         if self.labelled:
-            lost += f" and {self.labelled_cut} of {self.labelled} labelled words"
-        return f"{lost} are not read"
+            share += f" and {self.labelled_cut} of {self.labelled} labelled words"
+        return f"{self.rows_cut} of {self.rows} rows are cut, {share} are not read"
 
 
 @dataclass(frozen=True)
@@ -139,7 +160,7 @@ class Tokenised:
     """Examples, column by column, and what of their text did not fit."""
 
     columns: Columns
-    cut: Cut
+    fit: Fit
 
 
 class Task(ABC):
@@ -276,7 +297,7 @@ class Task(ABC):
         """Count one example's hits and misses, so that counts of many examples can be summed."""
 
     @abstractmethod
-    def scored(self, tally: Mapping[str, float]) -> dict[str, float]:
+    def scored(self, tally: Mapping[str, float], labels: tuple[str, ...]) -> dict[str, float]:
         """Return the metrics, by name, from the sum of all tallies.
 
         It holds `loss` and `positions` beside what `tallied` counts. Summed over sites it gives
@@ -322,7 +343,7 @@ class Scores:
         """Add one batch: outputs (B, P, classes), targets (B, P), and the B examples."""
         kept = targets != IGNORED
         loss = self._task.loss(outputs[kept][None], targets[kept][None], reduction="sum")
-        self._sums.update({"loss": float(loss), "positions": int(kept.sum())})  # type: ignore[dict-item]
+        self._sums.update({"loss": float(loss), "positions": int(kept.sum())})
         predicted = outputs.argmax(dim=-1)
         for index, row in enumerate(rows):
             read = kept[index]
@@ -336,7 +357,7 @@ class Scores:
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics over all that was added."""
-        return self._task.scored(self.tally)
+        return self._task.scored(self.tally, self._labels)
 
 
 def mean_loss(tally: Mapping[str, float]) -> float:

@@ -11,7 +11,7 @@ from fedbt_app.tasks.base import (
     SPECIAL_PIECES,
     Blocks,
     Columns,
-    Cut,
+    Fit,
     Pair,
     Read,
     Reading,
@@ -62,15 +62,15 @@ class Classification(Task):
     def tokenise(
         self, settings: Settings, tokenizer: "PreTrainedTokenizerFast", rows: Columns
     ) -> Tokenised:
-        """Cut each text at `max_length` word pieces."""
+        """Fit each text at `max_length` word pieces."""
         ids: list[list[int]] = []
-        cut = Cut()
+        fit = Fit()
         for texts in in_batches(rows[settings.text_column]):
             for whole in tokenizer(texts, verbose=False)["input_ids"]:
                 ids.append(cut_at(whole, settings.max_length))
                 lost = len(whole) - len(ids[-1])
-                cut += Cut(1, int(lost > 0), len(whole) - SPECIAL_PIECES, lost)
-        return Tokenised({"input_ids": ids, "label": rows[settings.label_column]}, cut)
+                fit += Fit(1, int(lost > 0), len(whole) - SPECIAL_PIECES, lost)
+        return Tokenised({"input_ids": ids, "label": rows[settings.label_column]}, fit)
 
     def labels_in(self, split: Mapping[str, Any]) -> Iterable[str]:
         """Return the class of each example."""
@@ -102,11 +102,9 @@ class Classification(Task):
             f"hit_{true}": int(true == predicted),
         }
 
-    def scored(self, tally: Mapping[str, float]) -> dict[str, float]:
+    def scored(self, tally: Mapping[str, float], labels: tuple[str, ...]) -> dict[str, float]:
         """Return loss, accuracy and the mean F1 of the classes that occur."""
-        classes = sorted(
-            int(name.removeprefix("true_")) for name in tally if name.startswith("true_")
-        )
+        classes = [label for label in range(len(labels)) if tally.get(f"true_{label}")]
         hits = {label: tally.get(f"hit_{label}", 0) for label in classes}
         rows = sum(tally[f"true_{label}"] for label in classes)
         f1 = [

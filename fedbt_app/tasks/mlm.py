@@ -13,7 +13,7 @@ from fedbt_app.tasks.base import (
     IGNORED,
     Blocks,
     Columns,
-    Cut,
+    Fit,
     Pair,
     Read,
     Reading,
@@ -71,10 +71,10 @@ class MaskedLanguageModelling(Task):
         if chunks and len(chunks[-1]) < min(MIN_TAIL, body):
             dropped = len(chunks.pop())
         texts_read = len(rows[settings.text_column])
-        cut = Cut(
+        fit = Fit(
             rows=texts_read, rows_cut=int(dropped > 0), pieces=len(stream), pieces_cut=dropped
         )
-        return Tokenised({"input_ids": [[first, *chunk, last] for chunk in chunks]}, cut)
+        return Tokenised({"input_ids": [[first, *chunk, last] for chunk in chunks]}, fit)
 
     def versions(self, settings: Settings) -> int:
         """Return the number of fixed maskings; 0 where each epoch masks anew."""
@@ -131,7 +131,7 @@ class MaskedLanguageModelling(Task):
         """Count the pieces that were guessed."""
         return {"hits": sum(map(operator.eq, pair.true, pair.predicted))}
 
-    def scored(self, tally: Mapping[str, float]) -> dict[str, float]:
+    def scored(self, tally: Mapping[str, float], labels: tuple[str, ...]) -> dict[str, float]:
         """Return loss, perplexity and the share of pieces that were guessed."""
         loss = mean_loss(tally)
         accuracy = tally.get("hits", 0) / max(1, tally.get("positions", 0))

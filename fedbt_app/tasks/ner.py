@@ -14,7 +14,7 @@ from fedbt_app.tasks.base import (
     SPECIAL_PIECES,
     Blocks,
     Columns,
-    Cut,
+    Fit,
     Pair,
     Read,
     Reading,
@@ -87,7 +87,7 @@ class NamedEntities(Task):
             "gold": rows[settings.tags_column],
             "words": [],
         }
-        cut = Cut()
+        fit = Fit()
         gold = iter(rows[settings.tags_column])
         for sentences in in_batches(rows[settings.tokens_column]):
             coded = tokenizer(sentences, is_split_into_words=True, verbose=False)
@@ -98,8 +98,8 @@ class NamedEntities(Task):
                 made["input_ids"].append(ids)
                 made["tags"].append(tags)
                 made["words"].append(words)
-                cut += _cut(len(whole), len(ids), word_tags, words)
-        return Tokenised(made, cut)
+                fit += _fit(len(whole), len(ids), word_tags, words)
+        return Tokenised(made, fit)
 
     def labels_in(self, split: Mapping[str, Any]) -> Iterable[str]:
         """Return the tag of each word, of those beyond `max_length`, too."""
@@ -161,7 +161,7 @@ class NamedEntities(Task):
             tally.update(f"{counted}_{_number(kind, labels)}" for kind, _, _ in entities)
         return tally
 
-    def scored(self, tally: Mapping[str, float]) -> dict[str, float]:
+    def scored(self, tally: Mapping[str, float], labels: tuple[str, ...]) -> dict[str, float]:
         """Return loss and entity scores, as seqeval has them over all types together."""
         true, predicted, correct = (
             _total(tally, name) for name in ("true", "predicted", "correct")
@@ -204,10 +204,10 @@ def _first_pieces(
     return tags, words
 
 
-def _cut(pieces: int, kept: int, word_tags: Sequence[str], words: Sequence[int]) -> Cut:
+def _fit(pieces: int, kept: int, word_tags: Sequence[str], words: Sequence[int]) -> Fit:
     labelled = sum(tag != OUTSIDE for tag in word_tags)
     read = sum(word_tags[word] != OUTSIDE for word in words)
-    return Cut(
+    return Fit(
         1, int(pieces > kept), pieces - SPECIAL_PIECES, pieces - kept, labelled, labelled - read
     )
 

@@ -11,7 +11,7 @@ import torch
 from fedbt_app.costs.meter import FlopMeter
 from fedbt_app.model import forward
 from fedbt_app.model.local_model import LocalModel
-from fedbt_app.tasks.base import padded
+from fedbt_app.tasks.base import Scores, padded
 from fedbt_app.tasks.batch import Batch, Collator
 from fedbt_app.training.optimizer import Optimizer, TrainSettings
 from fedbt_app.training.prefix_cache import PrefixCache
@@ -132,15 +132,15 @@ def evaluate(
     rows: Sequence[Mapping[str, Any]],
     collator: Collator,
     batch_size: int,
-) -> dict[str, float]:
-    """Return the task's metrics of `local` on `rows`; mlm masks the same pieces every time."""
+) -> Scores:
+    """Return the scores of `local` on `rows`; mlm masks the same pieces every time."""
     local.module.eval()
     scores = local.spec.task.scores(local.spec.labels)
     generator = np.random.default_rng(0)
     for batch in batches(rows, collator, batch_size, generator, shuffled=False):
         outputs = forward.logits(local, batch.to(local.device))
-        scores.add(outputs.float().cpu(), batch.labels)
-    return scores.metrics()
+        scores.add(outputs.float().cpu(), batch.labels, [rows[row] for row in batch.rows])
+    return scores
 
 
 def batches(

@@ -4,6 +4,7 @@ The only file that knows record keys. Whatever arrives is checked for shape and 
 uses it; nothing is unpickled (Flower reads arrays with pickling off).
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from fedbt_app.costs.ledger import ClientCosts
 from fedbt_app.errors import FedBTError
 from fedbt_app.parts import PartState
 from fedbt_app.plan import RoundPlan
+from fedbt_app.tasks.base import Fit
 from fedbt_app.wire.records import (
     checked,
     count,
@@ -34,6 +36,8 @@ from fedbt_app.wire.updates import DELTA, VALUE, Update
 
 OK, LACKING, FAILED = "ok", "lacking", "failed"
 # of any kind, from one client: sums and shares of more are no numbers any longer
+LARGEST_COUNT = 1e15  # of an evaluation: sums of such are exact, and no site has so many rows
+MOST_COUNTS = 3 * MOST_LABELS + 10  # names in it: true, predicted and hit for each label
 LARGEST_COST = 1e24
 
 
@@ -62,7 +66,7 @@ class Reply:
     """What a client answers to any request.
 
     status OK, LACKING (the pool is not as expected: `held` says what it has; send the rest), or
-    FAILED (`error` says why, in one line).
+    FAILED (`error` says why, in one line). `tally` are an evaluation's counts, which add up over sites.
     """
 
     status: str = OK
@@ -70,6 +74,7 @@ class Reply:
     held: dict[str, PartState] | None = None
     examples: int = 0
     metrics: dict[str, float] | None = None
+    tally: dict[str, float] | None = None
     costs: ClientCosts = field(default_factory=ClientCosts)
     deltas: dict[str, Encoded] | None = None
 
@@ -86,7 +91,12 @@ class Capabilities:
     local_depth: int
     device: str
     label_counts: dict[str, int]
+    fit: Fit
     held: dict[str, PartState]
+
+
+# What has a record of its own in the answer to a query.
+APART = ("label_counts", "fit", "held")
 
 
 def request_record(request: Request) -> RecordDict:
@@ -179,6 +189,7 @@ def reply_message(reply: Reply, message: Message) -> Message:
             "held": states_record(reply.held or {}),
             "counts": MetricRecord({"num-examples": reply.examples}),
             "metrics": MetricRecord(dict(reply.metrics or {})),
+            "tally": MetricRecord(dict(reply.tally or {})),
             "headers": headers,
             "parts": arrays,
         }
@@ -218,18 +229,25 @@ def _read_reply(content: Any) -> Reply:
         held=read_states(content["held"]),
         examples=count(content["counts"]["num-examples"]),
         metrics={metric(name): float(value) for name, value in content["metrics"].items()},
+        tally=_read_tally(content["tally"]),
         costs=ClientCosts(**{name: kind(costs[name]) for name, kind in kinds.items()}),
         deltas=read_encoded(content["parts"], content["headers"]),
     )
 
 
+def _read_tally(record: Mapping[str, float]) -> dict[str, float]:
+    """Read an evaluation's counts; FedBTError where one of them is no count."""
+    tally = {metric(name): float(value) for name, value in record.items()}
+    if len(tally) > MOST_COUNTS or not all(0 <= value <= LARGEST_COUNT for value in tally.values()):
+        raise FedBTError(
+            "gave scores that are no counts: its evaluation is left out"
+        )  # NaN is none, too
+    return tally
+
+
 def capabilities_message(capabilities: Capabilities, message: Message) -> Message:
     """Answer a query."""
-    plain = {
-        name: value
-        for name, value in asdict(capabilities).items()
-        if name not in ("label_counts", "held")
-    }
+    plain = {name: value for name, value in asdict(capabilities).items() if name not in APART}
     content = RecordDict(
         {
             "capabilities": ConfigRecord(plain),
@@ -239,6 +257,7 @@ def capabilities_message(capabilities: Capabilities, message: Message) -> Messag
                     "counts": list(capabilities.label_counts.values()),
                 }
             ),
+            "fit": ConfigRecord(asdict(capabilities.fit)),
             "held": states_record(capabilities.held),
             "reply": ConfigRecord({"status": OK, "error": ""}),
         }
@@ -261,11 +280,7 @@ def _read_capabilities(content: Any) -> Capabilities:
     if one_of(content["reply"]["status"], (OK, FAILED)) == FAILED:
         raise FedBTError(one_line(content["reply"]["error"]) or "the client gives no reason")
     plain, labels = content["capabilities"], content["labels"]
-    wanted = {
-        spec.name: spec.type
-        for spec in fields(Capabilities)
-        if spec.name not in ("label_counts", "held")
-    }
+    wanted = {spec.name: spec.type for spec in fields(Capabilities) if spec.name not in APART}
     values: dict[str, Any] = {name: of_type(plain[name], kind) for name, kind in wanted.items()}  # type: ignore[arg-type]
     for name in ("examples", "heldout", "local_depth"):
         count(values[name])
@@ -280,6 +295,7 @@ def _read_capabilities(content: Any) -> Capabilities:
     return Capabilities(
         **values,
         label_counts={name: count(number) for name, number in zip(names, counts, strict=True)},
+        fit=Fit(**{spec.name: count(content["fit"][spec.name]) for spec in fields(Fit)}),
         held=read_states(content["held"]),
     )
 
