@@ -1,6 +1,4 @@
-"""What a task has to say of itself: its columns, word pieces, labels, loss, metrics and published
-order of blocks.
-"""
+"""What a task has to say of itself: columns, word pieces, labels, loss, metrics, order of blocks."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -82,8 +80,9 @@ class Reading:
 
 @dataclass(frozen=True)
 class Read:
-    """What a task makes of a batch of rows: B examples, T word pieces, P loss positions (padded
-    with 0).
+    """What a task makes of a batch of rows.
+
+    There are B examples, T word pieces and P loss positions (padded with 0).
 
     Attributes
     ----------
@@ -148,9 +147,7 @@ class Task(ABC):
     def tokenise(
         self, settings: Settings, tokenizer: "PreTrainedTokenizerFast", rows: Columns
     ) -> Columns:
-        """Turn checked rows into examples: `input_ids`, [CLS] and [SEP] included, and what `read`
-        wants.
-        """
+        """Turn checked rows into examples: `input_ids` with [CLS] and [SEP], and what `read` wants."""
 
     def label_counts(self, splits: Iterable[Mapping[str, Any]]) -> dict[str, int]:
         """Count the labels in tokenised examples, by name; none where the task has none."""
@@ -165,22 +162,21 @@ class Task(ABC):
 
     def merged_labels(self, reported: Iterable[Iterable[str]]) -> tuple[str, ...]:
         """Merge the label names of the clients, in the order of their ids."""
-        return tuple(sorted({name for names in reported for name in names}))
+        merged: set[str] = set()
+        for names in reported:
+            merged.update(names)
+        return tuple(sorted(merged))
 
     def skew_by(
         self, settings: Settings, columns: Mapping[str, Sequence[Any]]
     ) -> Sequence[Any] | None:
-        """Return what a partition skewed by label goes by, one value a row; None where the data has
-        no such column.
-        """
+        """Return what a skewed partition goes by, one value a row; None without such a column."""
         return columns.get(settings.label_column)
 
     # -- batches -----------------------------------------------------------------------------------
 
     def versions(self, settings: Settings) -> int:
-        """Return how many versions of each row there are, one a round in turn; 0 where each epoch
-        makes its own.
-        """
+        """Return how many versions of a row take turns, one a round; 0: each epoch makes its own."""
         return 1
 
     def fixed(self, rows: Sequence[Row], reading: Reading, seed: Sequence[int]) -> Sequence[Row]:
@@ -214,13 +210,18 @@ class Task(ABC):
     def loss(
         self, outputs: "torch.Tensor", targets: "torch.Tensor", reduction: str = "mean"
     ) -> "torch.Tensor":
-        """Return the mean (or `sum`) of the loss of outputs (B, P, classes) at the loss positions:
-        cross-entropy.
+        """Return the mean (or `sum`) of the cross-entropy at the loss positions.
+
+        `outputs` are (B, P, classes), `targets` (B, P).
         """
         from torch.nn.functional import cross_entropy
 
-        flat = outputs.flatten(0, 1).float()
-        return cross_entropy(flat, targets.flatten(), ignore_index=IGNORED, reduction=reduction)
+        return cross_entropy(
+            outputs.flatten(0, 1).float(),
+            targets.flatten(),
+            ignore_index=IGNORED,
+            reduction=reduction,
+        )
 
     def scores(self, labels: tuple[str, ...]) -> "Scores":
         """Return what collects an evaluation's predictions."""
@@ -233,9 +234,7 @@ class Task(ABC):
         """Return the metrics over all predictions, by name."""
 
     def majority(self, label_counts: Mapping[str, int]) -> float | None:
-        """Return the score of always answering the most frequent label; None where that means
-        nothing.
-        """
+        """Return the score of always answering the most frequent label; None if meaningless."""
         return None
 
     # -- plan --------------------------------------------------------------------------------------
@@ -245,9 +244,7 @@ class Task(ABC):
         """Return the blocks that each round trains in the paper's order, ascending."""
 
     def measured(self, depth: int) -> str:
-        """Return the schedule that our measurements chose for so shallow a model; empty for the
-        published order.
-        """
+        """Return the schedule that we measured best for so shallow a model; empty: the published."""
         return ""
 
 
@@ -263,7 +260,8 @@ class Scores:
     """Collects predictions over batches and turns them into the task's metrics."""
 
     def __init__(self, task: Task, labels: tuple[str, ...] = ()) -> None:
-        self._task, self._labels = task, labels
+        self._task = task
+        self._labels = labels
         self._loss = 0.0
         self._count = 0
         self._pairs: list[Pair] = []
@@ -271,24 +269,25 @@ class Scores:
     def add(self, outputs: "torch.Tensor", targets: "torch.Tensor") -> None:
         """Add one batch: outputs (B, P, classes), targets (B, P)."""
         kept = targets != IGNORED
-        self._loss += float(
-            self._task.loss(outputs[kept][None], targets[kept][None], reduction="sum")
-        )
+        # selecting drops the first dimension: [None] puts one there again
+        loss = self._task.loss(outputs[kept][None], targets[kept][None], reduction="sum")
+        self._loss += float(loss)
         self._count += int(kept.sum())
         predicted = outputs.argmax(dim=-1)
-        for row in range(len(targets)):
-            self._pairs.append(
-                Pair(targets[row][kept[row]].tolist(), predicted[row][kept[row]].tolist())
-            )
+        for true_row, predicted_row, kept_row in zip(targets, predicted, kept, strict=True):
+            pair = Pair(true_row[kept_row].tolist(), predicted_row[kept_row].tolist())
+            self._pairs.append(pair)
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics over all that was added."""
-        return self._task.scored(self._pairs, self._loss / max(1, self._count), self._labels)
+        mean_loss = self._loss / max(1, self._count)
+        return self._task.scored(self._pairs, mean_loss, self._labels)
 
 
 def padded(length: int) -> int:
     """Round a length up to what it is padded to."""
-    return -(-int(length) // MULTIPLE) * MULTIPLE
+    multiples = -(-int(length) // MULTIPLE)  # negated twice: division that rounds up
+    return multiples * MULTIPLE
 
 
 def in_batches(values: list[Any], size: int = 1000) -> Iterator[list[Any]]:
@@ -298,9 +297,19 @@ def in_batches(values: list[Any], size: int = 1000) -> Iterator[list[Any]]:
 
 def all_positions(pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
     """Return all true and all predicted label ids, one after the other."""
-    true = [label for pair in pairs for label in pair.true]
-    predicted = [label for pair in pairs for label in pair.predicted]
+    true: list[int] = []
+    predicted: list[int] = []
+    for pair in pairs:
+        true += pair.true
+        predicted += pair.predicted
     return np.array(true), np.array(predicted)
+
+
+def accuracy(true: np.ndarray, predicted: np.ndarray) -> float:
+    """Return the share of ids that were predicted; 0 of none."""
+    if not len(true):
+        return 0.0
+    return float((true == predicted).mean())
 
 
 def checked_text(settings: Settings, row: Row, where: str) -> bool:

@@ -16,6 +16,7 @@ from fedbt_app.tasks.base import (
     Row,
     Settings,
     Task,
+    accuracy,
     all_positions,
     checked_text,
     in_batches,
@@ -89,12 +90,17 @@ class Classification(Task):
     ) -> dict[str, float]:
         """Return loss, accuracy and the mean F1 of the classes that occur."""
         true, predicted = all_positions(pairs)
-        accuracy = float((true == predicted).mean()) if len(true) else 0.0
-        return {"loss": loss, "accuracy": accuracy, "macro_f1": _macro_f1(true, predicted)}
+        return {
+            "loss": loss,
+            "accuracy": accuracy(true, predicted),
+            "macro_f1": _macro_f1(true, predicted),
+        }
 
     def majority(self, label_counts: Mapping[str, int]) -> float | None:
         """Return the accuracy of always answering the most frequent class."""
-        return max(label_counts.values(), default=0) / max(1, sum(label_counts.values()))
+        most = max(label_counts.values(), default=0)
+        total = sum(label_counts.values())
+        return most / max(1, total)
 
     def published(self, num_rounds: int, depth: int, local_depth: int) -> list[Blocks]:
         """Return the deepest 1, 2, .. blocks in turn."""
@@ -114,6 +120,10 @@ def _as_text(label: Any) -> str:
 def _macro_f1(true: np.ndarray, predicted: np.ndarray) -> float:
     scores = []
     for label in np.unique(true):
-        hits = int(((true == label) & (predicted == label)).sum())
-        scores.append(2 * hits / int((true == label).sum() + (predicted == label).sum()))
-    return float(np.mean(scores)) if scores else 0.0
+        is_label = true == label
+        said_label = predicted == label
+        hits = int((is_label & said_label).sum())
+        scores.append(2 * hits / int(is_label.sum() + said_label.sum()))
+    if not scores:
+        return 0.0
+    return float(np.mean(scores))

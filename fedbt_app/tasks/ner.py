@@ -64,41 +64,48 @@ class NamedEntities(Task):
                     f"{where}: tag {place} of column {settings.tags_column!r} is none of O, B-x, I-x: "
                     "set tags-column, or write BIO tags"
                 )
-        return tags if any(token.strip() for token in tokens) else None
+        if not any(token.strip() for token in tokens):
+            return None
+        return tags
 
     def tokenise(
         self, settings: Settings, tokenizer: "PreTrainedTokenizerFast", rows: Columns
     ) -> Columns:
         """Give the first piece of each word the word's tag, and every other piece an empty one."""
         made: Columns = {"input_ids": [], "tags": []}
-        tags = iter(rows[settings.tags_column])
+        tags_of_rows = iter(rows[settings.tags_column])
         for words in in_batches(rows[settings.tokens_column]):
             coded = tokenizer(
-                words, is_split_into_words=True, truncation=True, max_length=settings.max_length
+                words,
+                is_split_into_words=True,
+                truncation=True,
+                max_length=settings.max_length,
             )
             made["input_ids"] += coded["input_ids"]
             for row in range(len(words)):
-                left = dict(enumerate(next(tags)))
-                made["tags"].append(
-                    ["" if word is None else left.pop(word, "") for word in coded.word_ids(row)]
-                )
+                tags = _first_piece_tags(coded.word_ids(row), next(tags_of_rows))
+                made["tags"].append(tags)
         return made
 
     def labels_in(self, split: Mapping[str, Any]) -> Iterable[str]:
         """Return the tag of each word."""
-        return (tag for tags in split["tags"] for tag in tags if tag)
+        for tags in split["tags"]:
+            yield from filter(None, tags)  # the empty ones are of no word
 
     def merged_labels(self, reported: Iterable[Iterable[str]]) -> tuple[str, ...]:
         """Merge the tags; every entity type gets both its B- and its I- tag."""
-        types = {name[2:] for names in reported for name in names if name != OUTSIDE}
-        return tuple(sorted({OUTSIDE} | {f"{prefix}-{kind}" for kind in types for prefix in "BI"}))
+        merged = {OUTSIDE}
+        for names in reported:
+            for name in names:
+                if name != OUTSIDE:
+                    kind = name[2:]
+                    merged |= {f"B-{kind}", f"I-{kind}"}
+        return tuple(sorted(merged))
 
     def skew_by(
         self, settings: Settings, columns: Mapping[str, Sequence[Any]]
     ) -> Sequence[Any] | None:
-        """Return each row's label, where there is such a column, else the type of its
-        first entity.
-        """
+        """Return each row's label if there is such a column, else the type of its first entity."""
         if settings.label_column in columns or settings.tags_column not in columns:
             return super().skew_by(settings, columns)
         return [first_entity(tags) for tags in columns[settings.tags_column]]
@@ -112,16 +119,14 @@ class NamedEntities(Task):
         generator: np.random.Generator,
     ) -> Read:
         """Read the first piece of each word."""
-        tagged = [
-            [(at, reading.label_id(tag)) for at, tag in enumerate(row["tags"]) if tag]
-            for row in rows
-        ]
+        tagged = [_tagged(row["tags"]) for row in rows]
         width = padded(max(1, *map(len, tagged)))
         positions = np.zeros((len(rows), width), dtype=np.int64)
         targets = np.full((len(rows), width), IGNORED, dtype=np.int64)
-        for index, pairs in enumerate(tagged):
-            if pairs:
-                positions[index, : len(pairs)], targets[index, : len(pairs)] = np.array(pairs).T
+        for index, tags in enumerate(tagged):
+            count = len(tags)
+            positions[index, :count] = list(tags)
+            targets[index, :count] = [reading.label_id(tag) for tag in tags.values()]
         return Read(ids, positions, targets)
 
     def full_positions(self, length: int, mask_probability: float) -> int:
@@ -136,8 +141,8 @@ class NamedEntities(Task):
 
         if not pairs:
             return {"loss": loss, "f1": 0.0, "precision": 0.0, "recall": 0.0}
-        true = [[labels[label] for label in pair.true] for pair in pairs]
-        predicted = [[labels[label] for label in pair.predicted] for pair in pairs]
+        true = [_names(pair.true, labels) for pair in pairs]
+        predicted = [_names(pair.predicted, labels) for pair in pairs]
         options: dict[str, Any] = {"zero_division": 0}
         return {
             "loss": loss,
@@ -155,8 +160,30 @@ class NamedEntities(Task):
         return f"0,{(depth - 1) // 2},-1"
 
 
+def _first_piece_tags(word_of_pieces: Iterable[int | None], tags: Iterable[str]) -> list[str]:
+    """Return a tag for each piece; None is the word of [CLS] and [SEP]."""
+    left = dict(enumerate(tags))
+    made = []
+    for word in word_of_pieces:
+        if word is None:
+            made.append("")
+        else:
+            made.append(left.pop(word, ""))  # gone: a further piece of the word
+    return made
+
+
+def _tagged(tags: Iterable[str]) -> dict[int, str]:
+    """Return the tags by their position, without the empty ones."""
+    return {position: tag for position, tag in enumerate(tags) if tag}
+
+
+def _names(label_ids: Iterable[int], labels: Sequence[str]) -> list[str]:
+    return [labels[label] for label in label_ids]
+
+
 def first_entity(tags: Iterable[str]) -> str:
-    """Return the first entity type among BIO tags (`Disease` for `O B-Disease`), or `O` where there
-    is none.
-    """
-    return next((tag[2:] for tag in tags if tag != OUTSIDE), OUTSIDE)
+    """Return the first entity type among BIO tags (`Disease` for `O B-Disease`), `O` for none."""
+    for tag in tags:
+        if tag != OUTSIDE:
+            return tag[2:]
+    return OUTSIDE
