@@ -1,6 +1,4 @@
-"""A table of what a setting may name, in which a name that is none raises wherever it is
-asked for.
-"""
+"""A table of what a setting may name; a name that is not in it raises wherever it is asked for."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -19,9 +17,8 @@ class Choices(dict[str, Thing]):
         self.setting = setting
 
     def __missing__(self, name: str) -> Thing:
-        raise FedBTError(
-            f"{self.setting}={name} is not one of {', '.join(self) or '(there are none)'}"
-        )
+        known = ", ".join(self) or "(there are none)"
+        raise FedBTError(f"{self.setting}={name} is not one of {known}")
 
 
 def made(makers: Choices[Maker[Thing]], text: str, settings: Any) -> Thing:

@@ -23,12 +23,20 @@ from fedbt_app.tasks import TASKS
 APP_DIR = Path(__file__).resolve().parent.parent  # a checkout, or where the wheel was unpacked
 PARTITIONERS = ("iid", "dirichlet", "size-skewed", "natural")
 NODE_KEYS = (  # that a node may set for itself, by the same name
-    *("local-depth", "device", "cache-dir", "pool-dir"),
-    *("text-column", "label-column", "tokens-column", "tags-column"),
+    "local-depth",
+    "device",
+    "cache-dir",
+    "pool-dir",
+    "text-column",
+    "label-column",
+    "tokens-column",
+    "tags-column",
 )
-EMBEDDED, NO_DATA = "embedded", "none"
-# names and characters: more is text that stands in the wrong column
-MOST_LABELS, LONGEST_LABEL = 5000, 100
+EMBEDDED = "embedded"
+NO_DATA = "none"
+# More, or longer, labels are text that stands in the wrong column.
+MOST_LABELS = 5000
+LONGEST_LABEL = 100  # characters
 
 
 def key(
@@ -243,6 +251,24 @@ class RunConfig:
         """Refuse settings that contradict each other."""
         for spec in fields(self):
             _check_bounds(spec, getattr(self, spec.name))
+        self._check_partition()
+        self._check_labels()
+        made(RULES, self.aggregation, self)
+        made(OPTIMIZERS, self.server_optimizer, self)
+        mechanisms(self)
+        if self.min_replies > self.min_clients:
+            raise FedBTError(
+                f"min-replies={self.min_replies} is more than min-clients={self.min_clients}: raise min-clients, so "
+                "that the run waits for as many clients as a round needs"
+            )
+        self._check_depth()
+        for name in ("model", "dataset", "output_dir"):
+            if not getattr(self, name).strip():
+                raise FedBTError(
+                    f"{_dashed(name)} is empty: give a value, or drop it to use the default"
+                )
+
+    def _check_partition(self) -> None:
         if self.partitioner == "natural" and not self.partition_column:
             raise FedBTError(
                 "partitioner=natural needs partition-column: name the column that holds the site"
@@ -259,20 +285,16 @@ class RunConfig:
             raise FedBTError(
                 "partition-weights is only used by partitioner=size-skewed: set that or drop the weights"
             )
+
+    def _check_labels(self) -> None:
         if len(set(self.label_names)) < len(self.label_names):
             raise FedBTError(f"labels={self.labels} names a label twice: name each once")
         if self.labels and not TASKS[self.task].label_key:
             raise FedBTError(
                 f"labels is set but task={self.task} has none: drop labels or choose another task"
             )
-        made(RULES, self.aggregation, self)
-        made(OPTIMIZERS, self.server_optimizer, self)
-        mechanisms(self)
-        if self.min_replies > self.min_clients:
-            raise FedBTError(
-                f"min-replies={self.min_replies} is more than min-clients={self.min_clients}: raise min-clients, so "
-                "that the run waits for as many clients as a round needs"
-            )
+
+    def _check_depth(self) -> None:
         if self.local_depth and self.method not in DEPTH_METHODS:
             raise FedBTError(
                 f"local-depth is set but method={self.method} trains the whole depth: use local-depth=0"
@@ -281,35 +303,34 @@ class RunConfig:
             raise FedBTError(
                 f"schedule is set but method={self.method} has none: use schedule=auto, or method=fedbt"
             )
-        for name in ("model", "dataset", "output_dir"):
-            if not getattr(self, name).strip():
-                raise FedBTError(
-                    f"{_dashed(name)} is empty: give a value, or drop it to use the default"
-                )
 
     @property
     def label_names(self) -> tuple[str, ...]:
         """The configured labels; empty when the clients' are to be merged."""
-        return tuple(name.strip() for name in self.labels.split(",") if name.strip())
+        names = [name.strip() for name in self.labels.split(",")]
+        return tuple(filter(None, names))
 
     def learning_rate_in(self, round_: int) -> float:
         """Step size of a round, counted from 0."""
-        left = 1 - round_ / self.num_rounds if self.learning_rate_decay == "linear" else 1.0
+        if self.learning_rate_decay == "none":
+            return self.learning_rate
+        left = 1 - round_ / self.num_rounds
         return self.learning_rate * left
 
     @property
     def fixed_versions(self) -> int:
-        """How many versions of each row there are, one a round in turn; 0 where each epoch makes
-        its own (mlm).
-        """
+        """How many versions of a row take turns, one a round; 0: each epoch makes its own (mlm)."""
         return TASKS[self.task].versions(self)
 
     def plan(self, depth: int) -> RunPlan:
-        """Return what the run trains of a model of `depth` blocks; FedBTError when the schedule
-        does not fit it.
-        """
+        """Return what the run trains of `depth` blocks; FedBTError if the schedule does not fit."""
         return RunPlan(
-            METHODS[self.method], TASKS[self.task], depth, self.num_rounds, self.schedule, self.seed
+            method=METHODS[self.method],
+            task=TASKS[self.task],
+            depth=depth,
+            num_rounds=self.num_rounds,
+            schedule=self.schedule,
+            seed=self.seed,
         )
 
     @property
@@ -320,12 +341,16 @@ class RunConfig:
     @property
     def cache_folder(self) -> Path:
         """Where tokenised data goes."""
-        return Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_folder()
+        if not self.cache_dir:
+            return default_cache_folder()
+        return Path(self.cache_dir).expanduser()
 
     @property
     def pool_folder(self) -> Path:
         """Where parameter pools go."""
-        return Path(self.pool_dir).expanduser() if self.pool_dir else self.cache_folder / "pools"
+        if not self.pool_dir:
+            return self.cache_folder / "pools"
+        return Path(self.pool_dir).expanduser()
 
     @classmethod
     def load(cls, values: Mapping[str, Any]) -> "RunConfig":
@@ -347,7 +372,8 @@ class RunConfig:
                 raise FedBTError(
                     f"config key {name!r} is missing: give every key that docs/config.md lists"
                 )
-        return cls(**{spec.name: _typed(name, spec, values[name]) for name, spec in specs.items()})
+        typed = {spec.name: _typed(name, spec, values[name]) for name, spec in specs.items()}
+        return cls(**typed)
 
     def values(self) -> dict[str, Any]:
         """Return every setting by its dashed key."""
@@ -360,8 +386,8 @@ class RunConfig:
         """
         own = {"data-path": "dataset", "model-path": "model"}
         own |= {name: name.replace("-", "_") for name in NODE_KEYS}
-        values = {spec.name: getattr(self, spec.name) for spec in fields(self)}
         specs = {spec.name: spec for spec in fields(self)}
+        values = {name: getattr(self, name) for name in specs}
         if self.method not in DEPTH_METHODS:
             own.pop("local-depth")  # baselines on the same nodes train the whole depth
         for name, target in own.items():
@@ -389,7 +415,9 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value
-    return name.strip(), parsed if isinstance(parsed, bool | int | float | str) else value
+    if not isinstance(parsed, bool | int | float | str):
+        parsed = value
+    return name.strip(), parsed
 
 
 def _dashed(name: str) -> str:
@@ -400,15 +428,16 @@ def _nearest(name: str, known: Mapping[str, Any]) -> str:
     import difflib
 
     close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    if not close:
+        return ""
+    return f" (did you mean {close[0]!r}?)"
 
 
 def _typed(name: str, spec: "Field[Any]", value: Any) -> Any:
     wanted: Any = spec.type
     if wanted is float and type(value) is int:
         return float(value)
-    # `labels=1` or `partition-weights=3` typed unquoted
-    if wanted is str and type(value) in (int, float):
+    if wanted is str and type(value) in (int, float):  # labels=1, say, without quotes
         return str(value)
     if type(value) is not wanted:
         raise FedBTError(f"{name} must be {_WORDS[wanted]}, not {value!r}")
@@ -419,12 +448,15 @@ _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 
 
 def _check_bounds(spec: "Field[Any]", value: Any) -> None:
-    name, bounds = _dashed(spec.name), spec.metadata
-    if bounds["choices"] and value not in bounds["choices"]:
-        raise FedBTError(f"{name}={value} is not one of {', '.join(bounds['choices'])}")
+    name = _dashed(spec.name)
+    choices = spec.metadata["choices"]
+    least = spec.metadata["at_least"]
+    most = spec.metadata["at_most"]
+    if choices and value not in choices:
+        raise FedBTError(f"{name}={value} is not one of {', '.join(choices)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise FedBTError(f"{name}={value} is not a finite number: give one")
-    if bounds["at_least"] is not None and not value >= bounds["at_least"]:
-        raise FedBTError(f"{name}={value} is too small: it must be at least {bounds['at_least']:g}")
-    if bounds["at_most"] is not None and not value <= bounds["at_most"]:
-        raise FedBTError(f"{name}={value} is too large: it may be at most {bounds['at_most']:g}")
+    if least is not None and value < least:
+        raise FedBTError(f"{name}={value} is too small: it must be at least {least:g}")
+    if most is not None and value > most:
+        raise FedBTError(f"{name}={value} is too large: it may be at most {most:g}")

@@ -13,16 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PARTIAL = ".partial"
-PRIVATE, READABLE = 0o600, 0o666  # who may read a file, less what the umask takes away
+# Who may read a file: its owner; or everybody, less what the umask takes away.
+PRIVATE = 0o600
+READABLE = 0o666
 
 
 def replace_file(path: Path, write: Callable[[Path], object], mode: int = PRIVATE) -> None:
-    """Put what `write(temporary path)` makes in the place of `path`; where it fails, `path` stays
-    as it was.
-    """
+    """Put what `write(temporary path)` makes in the place of `path`, which stays if that fails."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, mode))
+        # made here, empty: `write` then keeps the mode that it has from its first moment
+        created = os.open(temporary, os.O_CREAT | os.O_EXCL, mode)
+        os.close(created)
         write(temporary)
         _see_onto_disk(temporary)
         os.replace(temporary, path)
@@ -38,8 +40,7 @@ def replace_text(path: Path, text: str, mode: int = PRIVATE) -> None:
 
 @contextmanager
 def replaced_folder(path: Path, keep: Callable[[], bool] = lambda: False) -> Iterator[Path]:
-    """Yield an empty folder, private to this user, that takes the place of `path` when the block
-    ends.
+    """Yield an empty, private folder that takes the place of `path` when the block ends.
 
     Where the block fails, `path` stays as it was.
 
@@ -50,7 +51,8 @@ def replaced_folder(path: Path, keep: Callable[[], bool] = lambda: False) -> Ite
         folder
     """
     around = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{path.name}.", suffix=PARTIAL))
-    new, old = around / "new", around / "old"
+    new = around / "new"
+    old = around / "old"
     try:
         new.mkdir(0o700)
         yield new

@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
-EMBEDDINGS, HEAD = "embeddings", "head"
-
+EMBEDDINGS = "embeddings"
+HEAD = "head"
 
 BASE = 0  # the version that a run starts from
 
@@ -41,9 +41,7 @@ class PartState:
 
 
 class HeadKind(Enum):
-    """What the output head reads and puts out; the value is transformers' class for models with
-    such a head.
-    """
+    """What the output head reads and puts out; the value is transformers' class with such a head."""
 
     MASKED_LM = "AutoModelForMaskedLM"  # a word piece at each position
     SEQUENCE = "AutoModelForSequenceClassification"  # one output a row

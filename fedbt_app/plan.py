@@ -14,7 +14,8 @@ from fedbt_app.errors import FedBTError
 from fedbt_app.parts import EMBEDDINGS, HEAD, adapter_part, block_part
 from fedbt_app.tasks.base import Blocks, Task
 
-AUTO, PAPER = "auto", "paper"  # schedules: by task and depth, the published one
+AUTO = "auto"  # the schedule by task and depth
+PAPER = "paper"  # the published one
 SHALLOW = 6  # blocks
 
 
@@ -56,22 +57,22 @@ class RoundPlan:
     @property
     def trained_parts(self) -> tuple[str, ...]:
         """The parts whose deltas the client sends."""
-        name = adapter_part if self.adapters else block_part
-        embeddings = (EMBEDDINGS,) if self.embeddings else ()
-        return (*embeddings, *(name(index) for index in self.trained_blocks), HEAD)
+        part_of = block_part
+        if self.adapters:
+            part_of = adapter_part
+        parts = [part_of(block) for block in self.trained_blocks]
+        if self.embeddings:
+            parts.insert(0, EMBEDDINGS)
+        return (*parts, HEAD)
 
     @property
     def lowest_trained(self) -> int:
-        """Position of the lowest trained block: -1 with trained embeddings, the depth when only the
-        head is.
-        """
+        """Position of the lowest trained block: -1 for embeddings, the depth for the head alone."""
         if self.embeddings:
             return -1
-        return (
-            self.local_blocks.index(self.trained_blocks[0])
-            if self.trained_blocks
-            else len(self.local_blocks)
-        )
+        if not self.trained_blocks:
+            return len(self.local_blocks)
+        return self.local_blocks.index(self.trained_blocks[0])
 
 
 @dataclass(frozen=True)
@@ -110,78 +111,65 @@ class RunPlan:
         """The schedule, with AUTO replaced by what it stands for."""
         if self.by_measurement:
             return self.task.measured(self.depth) or PAPER
-        return PAPER if self.schedule == AUTO else self.schedule
+        if self.schedule == AUTO:
+            return PAPER
+        return self.schedule
 
     @property
     def draws_deeper_blocks(self) -> bool:
-        """Whether each client's blocks above the trained one are drawn: in the paper's
-        pre-training.
-        """
-        return (
-            self.method.blocks == "scheduled"
-            and self.task.draws_deeper_blocks
-            and self.resolved == PAPER
-        )
+        """Whether each client's blocks above the trained one are drawn, as the paper pre-trains."""
+        if self.method.blocks != "scheduled" or self.resolved != PAPER:
+            return False
+        return self.task.draws_deeper_blocks
 
     @property
     def default_local_depth(self) -> int:
-        """L_k where the user gives none: half the depth where deeper blocks are drawn, all of it
-        else.
+        """L_k where the user gives none: half the depth where deeper blocks are drawn, else all.
 
         AUTO keeps all of up to SHALLOW blocks: trained for a model of half of them, the global one
         got worse.
         """
-        return (
-            max(1, self.depth // 2)
-            if self.draws_deeper_blocks and not self.by_measurement
-            else self.depth
-        )
+        if self.draws_deeper_blocks and not self.by_measurement:
+            return max(1, self.depth // 2)
+        return self.depth
 
     def scheduled_blocks(self, local_depth: int) -> list[Blocks]:
-        """Return the blocks that each round trains, ascending, where clients hold `local_depth` of
-        them.
-        """
+        """Return the blocks that each round trains, ascending, if clients hold `local_depth`."""
         return self._blocks(local_depth)
 
     def round(self, index: int, client: str = "", local_depth: int = 0) -> RoundPlan:
-        """Plan round `index` (from 0) for a client that builds `local_depth` blocks (0: the
-        default).
+        """Plan round `index` (from 0) for a client of `local_depth` blocks (0: the default).
 
         A client shallower than its round's blocks trains the nearest it can hold: the deepest of
         its shallow blocks in the paper's pre-training, else the topmost `local_depth` of the
         round's blocks.
         """
         everything = tuple(range(self.depth))
-        embeddings, adapters = self.method.embeddings, self.method.adapters
         if self.method.blocks == "none":
             return RoundPlan(index, everything, ())
         if self.method.blocks == "all":
-            return RoundPlan(index, everything, everything, embeddings, adapters)
-        local_depth = min(local_depth or self.default_local_depth, self.depth)
-        trained = self._blocks(local_depth)[index][-local_depth:]
-        if self.draws_deeper_blocks:
-            local = self._sampled_above(
-                trained[0], local_depth, _generator(self.seed, client, index)
-            )
+            local = everything
+            trained = everything
         else:
-            frozen = [block for block in everything if block not in trained]
-            local = tuple(sorted((*frozen[: local_depth - len(trained)], *trained)))
-        return RoundPlan(index, local, trained, embeddings, adapters)
+            local_depth = min(local_depth or self.default_local_depth, self.depth)
+            trained = self._blocks(local_depth)[index][-local_depth:]
+            local = self._local_blocks(trained, local_depth, client, index)
+        return RoundPlan(index, local, trained, self.method.embeddings, self.method.adapters)
 
     def rounds(self, client: str = "", local_depth: int = 0) -> list[RoundPlan]:
         """Plan every round of one client."""
         return [self.round(index, client, local_depth) for index in range(self.num_rounds)]
 
     def frozen_prefix(self, local_depth: int = 0) -> int:
-        """Return how many of a local model's lowest blocks are the same, and frozen, in every round
-        of the run.
-        """
+        """Return how many of a local model's lowest blocks stay the same, frozen, in all rounds."""
         plans = self.rounds(local_depth=local_depth)
-        lowest = min(plan.lowest_trained for plan in plans)
-        for position in range(max(0, lowest)):
-            if len({plan.local_blocks[position] for plan in plans}) > 1:
+        lowest_trained = min(plan.lowest_trained for plan in plans)
+        frozen = max(0, lowest_trained)
+        for position in range(frozen):
+            blocks = {plan.local_blocks[position] for plan in plans}
+            if len(blocks) > 1:  # not the same block in every round
                 return position
-        return max(0, lowest)
+        return frozen
 
     def _blocks(self, local_depth: int) -> list[Blocks]:
         schedule = self.resolved
@@ -203,19 +191,25 @@ class RunPlan:
                     f"schedule={self.schedule} names block {block}, the model has 0 to {self.depth - 1}: "
                     "name one of those"
                 )
-        return tuple(sorted({block % self.depth for block in named}))
+        ascending = sorted({block % self.depth for block in named})
+        return tuple(ascending)
 
-    def _sampled_above(
-        self, block: int, local_depth: int, generator: np.random.Generator
-    ) -> Blocks:
-        """Keep blocks 0..block; draw the positions above from the deeper ones, with replacement,
-        ascending.
-        """
+    def _local_blocks(self, trained: Blocks, local_depth: int, client: str, index: int) -> Blocks:
+        """Return the trained blocks and, up to `local_depth` blocks, the frozen ones beside them."""
+        if self.draws_deeper_blocks:
+            return self._sampled_above(trained[0], local_depth, client, index)
+        frozen = [block for block in range(self.depth) if block not in trained]
+        lowest = frozen[: local_depth - len(trained)]
+        return tuple(sorted((*lowest, *trained)))
+
+    def _sampled_above(self, block: int, local_depth: int, client: str, index: int) -> Blocks:
+        """Keep blocks 0..block; above, draw from the deeper ones, with replacement, ascending."""
         if local_depth == self.depth:  # nothing to leave out: the local model is the global one
             return tuple(range(self.depth))
-        kept = tuple(range(block + 1))
+        generator = _generator(self.seed, client, index)
+        kept = range(block + 1)
         drawn = generator.integers(block + 1, self.depth, size=local_depth - len(kept))
-        return kept + tuple(sorted(map(int, drawn)))
+        return (*kept, *sorted(map(int, drawn)))
 
 
 def full_plan(depth: int) -> RoundPlan:

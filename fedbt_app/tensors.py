@@ -19,7 +19,8 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
     state = hashlib.sha256()
     for name in sorted(tensors):
         state.update(name.encode())
-        state.update(tensors[name].contiguous().numpy().data)
+        values = tensors[name].contiguous().numpy()
+        state.update(values.data)  # its bytes, without a copy
     return state.hexdigest()
 
 
@@ -39,7 +40,9 @@ def read_tensors(path: Path) -> tuple[PartState, Tensors] | None:
             state = state_in(file.metadata())
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
-    return (state, tensors) if digest(tensors) == state.digest else None
+    if digest(tensors) != state.digest:
+        return None
+    return state, tensors
 
 
 def state_in(metadata: Mapping[str, str] | None) -> PartState:

@@ -34,17 +34,15 @@ def app_folder() -> Path:
     if all((APP_DIR / name).is_file() for name in BESIDE):
         return APP_DIR
     files = _files()
-    digest = hashlib.sha256()
-    for name, content in files.items():
-        digest.update(f"{name} {len(content)}\n".encode() + content)
-    folder = default_cache_folder() / "app" / f"{installed().version}-{digest.hexdigest()[:12]}"
-    if not folder.is_dir():
-        try:
-            _lay_out(folder, files)
-        except OSError as error:
-            raise FedBTError(
-                f"{folder} cannot be written ({error.strerror}): free some space, or set HOME to a folder of yours"
-            ) from None
+    folder = default_cache_folder() / "app" / f"{installed().version}-{_digest(files)[:12]}"
+    if folder.is_dir():
+        return folder
+    try:
+        _lay_out(folder, files)
+    except OSError as error:
+        raise FedBTError(
+            f"{folder} cannot be written ({error.strerror}): free some space, or set HOME to a folder of yours"
+        ) from None
     return folder
 
 
@@ -59,6 +57,14 @@ def _files() -> dict[str, bytes]:
     for path in sorted(package.rglob("*.py")):
         files[path.relative_to(APP_DIR).as_posix()] = path.read_bytes()
     return files
+
+
+def _digest(files: dict[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for name, content in files.items():
+        digest.update(f"{name} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def _lay_out(folder: Path, files: dict[str, bytes]) -> None:

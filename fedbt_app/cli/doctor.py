@@ -55,17 +55,15 @@ def _packages(config: RunConfig) -> str:
     for requirement in map(Requirement, installed().requires or []):
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue  # of an extra, or of another system
+        name = requirement.name
         try:
-            present = version(requirement.name)
+            present = version(name)
         except PackageNotFoundError:
-            raise FedBTError(
-                f"{requirement.name} is not installed: pip install '{requirement}'"
-            ) from None
-        if not requirement.specifier.contains(present.split("+")[0], prereleases=True):
-            raise FedBTError(
-                f"{requirement.name} {present} is installed: pip install '{requirement}'"
-            )
-        found.append(f"{requirement.name} {present}")
+            raise FedBTError(f"{name} is not installed: pip install '{requirement}'") from None
+        public, *_ = present.split("+")  # without the build, as in 2.13.0+cpu
+        if not requirement.specifier.contains(public, prereleases=True):
+            raise FedBTError(f"{name} {present} is installed: pip install '{requirement}'")
+        found.append(f"{name} {present}")
     return ", ".join(found)
 
 
@@ -92,7 +90,9 @@ def _model(config: RunConfig) -> str:
 def _data(config: RunConfig) -> str:
     from fedbt_app.data import examples
 
-    return "none at the server" if config.dataset == NO_DATA else examples.describe(config)
+    if config.dataset == NO_DATA:
+        return "none at the server"
+    return examples.describe(config)
 
 
 def _writable(folder: Path, mend: str = "set cache-dir and pool-dir") -> str:

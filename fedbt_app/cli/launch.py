@@ -25,11 +25,13 @@ _RUN_ID = re.compile(r"started run (\d+)")
 def absolute_paths(values: Mapping[str, Any], base: Path) -> dict[str, Any]:
     """Resolve local paths against `base`: the app runs in another working folder."""
     resolved = dict(values)
-    for key in [key for key in _PATH_KEYS if key in values]:
-        text = str(values[key])
+    for key in _PATH_KEYS:
+        text = str(values.get(key, ""))
+        if text in ("", EMBEDDED, NO_DATA):
+            continue
         path = base / Path(text).expanduser()
-        is_path = key not in ("model", "dataset") or path.exists() or text.startswith((".", "~"))
-        if text and is_path and text not in (EMBEDDED, NO_DATA):
+        may_be_hub_name = key in ("model", "dataset") and not text.startswith((".", "~"))
+        if path.exists() or not may_be_hub_name:
             resolved[key] = str(path.resolve())
     return resolved
 
@@ -54,58 +56,58 @@ def run(
         When the run failed, with the reason that the server gave.
     """
     folder = RunConfig.load(values).output_folder
-    resume = (
-        f"the same command and resume={folder}" if superlink else f"`fedbt run --resume {folder}`"
-    )
-    go_on = f"go on with {resume}"
-    flower = _Flower(
-        app_folder(), superlink, local.environment(None if superlink else local.start())
-    )
-    options = (
-        ["--federation-config", _resources(clients, str(values["device"]))]
-        if superlink is None
-        else []
-    )
+    if superlink is None:
+        go_on = f"go on with `fedbt run --resume {folder}`"
+        flower = _Flower(app_folder(), superlink, local.environment(local.start()))
+        options = ["--federation-config", _resources(clients, str(values["device"]))]
+    else:
+        go_on = f"go on with the same command and resume={folder}"
+        flower = _Flower(app_folder(), superlink, local.environment(None))
+        options = []
     with tempfile.TemporaryDirectory(prefix="fedbt-") as scratch:
         overrides = Path(scratch) / "run.toml"
-        lines = (
-            f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()
-        )
-        overrides.write_text("".join(lines), encoding="utf-8")
+        overrides.write_text(_toml(values), encoding="utf-8")
+        options = ["--run-config", str(overrides), *options]
         try:
-            run_id, reason = flower.run(["--run-config", str(overrides), *options], verbose, show)
+            run_id, reason = flower.run(options, verbose, show)
         except KeyboardInterrupt:
             raise FedBTError(f"interrupted: the run was stopped; {go_on}") from None
     if run_id is None:
-        raise FedBTError(
-            f"Flower did not start the run: {reason or 'see its output with --verbose'}"
-        )
+        reason = reason or "see its output with --verbose"
+        raise FedBTError(f"Flower did not start the run: {reason}")
     status = flower.status(run_id)
     if status != "finished:completed":
         raise FedBTError(
             reason or f"run {run_id} ended as {status}: see its output with --verbose, or {go_on}"
         )
-    return folder if superlink is None else None
+    if superlink is not None:
+        return None
+    return folder
+
+
+def _toml(values: Mapping[str, Any]) -> str:
+    """Write the values as TOML, whose plain values are written as JSON's are."""
+    lines = []
+    for key, value in values.items():
+        lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}\n")
+    return "".join(lines)
 
 
 def _resources(clients: int, device: str) -> str:
-    """Say what each simulated client gets: one that is given no share of the GPUs does
-    not see any.
-    """
+    """Say what each simulated client gets: one without a share of the GPUs sees none."""
     import torch  # not above: what needs no GPU need not wait for it
 
-    gpus = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
-    share = (
-        f" client-resources-num-gpus={min(1.0, int(1e4 * gpus / clients) / 1e4)}" if gpus else ""
-    )
-    return f"num-supernodes={clients} client-resources-num-cpus=1{share}"
+    resources = f"num-supernodes={clients} client-resources-num-cpus=1"
+    if device != "cpu" and torch.cuda.is_available():
+        gpus = torch.cuda.device_count()
+        share = min(1.0, int(1e4 * gpus / clients) / 1e4)  # rounded down, so that all fit
+        resources += f" client-resources-num-gpus={share}"
+    return resources
 
 
 @dataclass(frozen=True)
 class _Flower:
-    """Flower's command line for one app and one SuperLink; without a name it is the one that the
-    settings lead to.
-    """
+    """Flower's command line for one app and one SuperLink: the settings' own if it has no name."""
 
     app: Path
     superlink: str | None
@@ -114,13 +116,30 @@ class _Flower:
     def run(
         self, options: list[str], verbose: bool, show: Callable[[str], None]
     ) -> tuple[str | None, str]:
-        """Submit the app and follow it to its end; returns the run's id, if it started, and the
-        reason if it failed.
+        """Submit the app and follow it to its end.
+
+        Returns the run's id, None if it did not start, and the reason if it failed.
         """
-        run_id, reason, tail = None, "", ""
+        process = self._submit(options)
+        assert process.stdout is not None
+        output = _Output(verbose, show)
+        try:
+            for line in process.stdout:
+                output.take(line)
+        except KeyboardInterrupt:
+            process.terminate()
+            if output.run_id is not None:
+                self._ask(self._command("stop", output.run_id))
+            raise
+        process.wait()
+        if output.run_id is None:
+            return None, output.reason or output.last_words
+        return output.run_id, output.reason
+
+    def _submit(self, options: list[str]) -> "subprocess.Popen[str]":
         command = self._command("run", str(self.app), options=["--stream", *options])
         try:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 command,
                 cwd=self.app,
                 env=self.environment,
@@ -132,26 +151,6 @@ class _Flower:
             raise FedBTError(
                 f"{command[0]} is not installed: pip install 'flwr[simulation]'"
             ) from None
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                tail = line.strip(" │╭╮╰╯─\n") or tail
-                if found := _RUN_ID.search(line):
-                    run_id = found.group(1)
-                if ours := _OUR_LINE.search(line):
-                    if ours.group(1).startswith("error: "):
-                        reason = ours.group(1).removeprefix("error: ")
-                    else:
-                        show(ours.group(1))
-                elif verbose:
-                    show(line.rstrip())
-        except KeyboardInterrupt:
-            process.terminate()
-            if run_id is not None:
-                self._ask(self._command("stop", run_id))
-            raise
-        process.wait()
-        return run_id, reason or ("" if run_id else tail)
 
     def status(self, run_id: str) -> str:
         """Return how a run stands, in Flower's words."""
@@ -162,13 +161,48 @@ class _Flower:
             return "unknown"
 
     def _command(self, *words: str, options: Sequence[str] = ()) -> list[str]:
-        return [_flwr(), *words, *([self.superlink] if self.superlink else []), *options]
+        command = [_flwr(), *words]
+        if self.superlink:
+            command.append(self.superlink)
+        return [*command, *options]
 
     def _ask(self, command: list[str]) -> str:
         answer = subprocess.run(
-            command, cwd=self.app, env=self.environment, capture_output=True, text=True, check=False
+            command,
+            cwd=self.app,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         return answer.stdout
+
+
+@dataclass
+class _Output:
+    """What Flower's output tells of a run, line by line; our own lines in it are shown."""
+
+    verbose: bool
+    show: Callable[[str], None]
+    run_id: str | None = None
+    reason: str = ""  # of the failure, as the server gave it
+    last_words: str = ""
+
+    def take(self, line: str) -> None:
+        """Take in one line."""
+        self.last_words = line.strip(" │╭╮╰╯─\n") or self.last_words
+        if found := _RUN_ID.search(line):
+            self.run_id = found.group(1)
+        if found := _OUR_LINE.search(line):
+            self._take_ours(found.group(1))
+        elif self.verbose:
+            self.show(line.rstrip())
+
+    def _take_ours(self, text: str) -> None:
+        if text.startswith("error: "):
+            self.reason = text.removeprefix("error: ")
+        else:
+            self.show(text)
 
 
 def _flwr() -> str:

@@ -4,7 +4,7 @@ import argparse
 import signal
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from fedbt_app.encoders.architecture import Architecture
 
 SIMULATED_CLIENTS = 4
+
+_Command = Callable[[argparse.Namespace], int | None]  # returns the exit status; None is 0
+_AddArguments = Callable[[argparse.ArgumentParser], None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,32 +46,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (text, command, add_arguments) in _COMMANDS.items():
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(command=command)
+        add_arguments(added)
+    return parser
 
-    def add(name: str, text: str, command: Any, settings: bool = True) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.set_defaults(command=command)
-        if settings:
-            sub.add_argument(
-                "--config",
-                type=Path,
-                metavar="FILE",
-                help="TOML file of config keys, such as conf/*.toml",
-            )
-            sub.add_argument(
-                "settings", nargs="*", metavar="KEY=VALUE", help="config keys (docs/config.md)"
-            )
-            group = sub.add_argument_group("config keys as options")
-            for key in defaults():
-                group.add_argument(
-                    f"--{key}", dest=f"key:{key}", metavar="VALUE", help=argparse.SUPPRESS
-                )
-        return sub
 
-    run = add(
-        "run",
-        "Run a federated job, show its progress and its result; --resume DIR goes on with a stopped one.",
-        _run,
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="TOML file of config keys, such as conf/*.toml",
     )
+    parser.add_argument(
+        "settings", nargs="*", metavar="KEY=VALUE", help="config keys (docs/config.md)"
+    )
+    group = parser.add_argument_group("config keys as options")
+    for key in defaults():
+        group.add_argument(f"--{key}", dest=f"key:{key}", metavar="VALUE", help=argparse.SUPPRESS)
+
+
+def _add_run(run: argparse.ArgumentParser) -> None:
+    _add_settings(run)
     run.add_argument(
         "--clients", type=int, metavar="N", help=f"simulated clients (default {SIMULATED_CLIENTS})"
     )
@@ -78,7 +79,10 @@ def _parser() -> argparse.ArgumentParser:
         help="a SuperLink of Flower's config.toml; default: simulate here",
     )
     run.add_argument("--verbose", action="store_true", help="show all of Flower's output")
-    plan = add("plan", "Predict blocks, FLOPs, bytes and memory of a run; trains nothing.", _plan)
+
+
+def _add_plan(plan: argparse.ArgumentParser) -> None:
+    _add_settings(plan)
     plan.add_argument(
         "--arch",
         choices=sorted(PRESETS),
@@ -90,27 +94,22 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--examples", type=int, default=1000, metavar="N", help="a client's rows (default 1000)"
     )
-    add("doctor", "Check installation, device, Flower version, model and data path.", _doctor)
-    stop = add(
-        "stop",
-        "End the local SuperLink that `fedbt run` left running, and the run in it.",
-        _stop,
-        settings=False,
-    )
+
+
+def _add_stop(stop: argparse.ArgumentParser) -> None:
     stop.add_argument(
         "--all", action="store_true", help="those of all checkouts and environments of this user"
     )
-    report = add("report", "Compare finished runs.", _report, settings=False)
+
+
+def _add_report(report: argparse.ArgumentParser) -> None:
     report.add_argument(
         "folders", nargs="+", type=Path, metavar="DIR", help="output folders with a report.json"
     )
-    return parser
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Merge defaults, then the file, then KEY=VALUE and --KEY VALUE; every key of RunConfig is in
-    the result.
-    """
+    """Merge all keys' defaults, then the file, then KEY=VALUE and --KEY VALUE."""
     values = defaults() | _given(options)
     RunConfig.load(values)
     return values
@@ -119,21 +118,24 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
 def _given(options: argparse.Namespace) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if options.config is not None:
-        try:
-            values |= tomllib.loads(options.config.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise FedBTError(
-                f"config file {options.config}: {error.strerror}; shipped ones are in conf/"
-            ) from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise FedBTError(f"config file {options.config} is not TOML: {error}") from None
+        values |= _read_settings(options.config)
     assigned = list(options.settings)
-    assigned += [
-        f"{key}={value}"
-        for key in defaults()
-        if (value := getattr(options, f"key:{key}")) is not None
-    ]
-    return values | dict(parse_assignment(text) for text in assigned)
+    for key in defaults():
+        value = getattr(options, f"key:{key}")
+        if value is not None:
+            assigned.append(f"{key}={value}")
+    return values | dict(map(parse_assignment, assigned))
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FedBTError(
+            f"config file {path}: {error.strerror}; shipped ones are in conf/"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FedBTError(f"config file {path} is not TOML: {error}") from None
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -143,33 +145,36 @@ def _run(options: argparse.Namespace) -> None:
 
     if options.clients is not None and options.clients < 1:
         raise FedBTError(f"--clients {options.clients} is too few: simulate at least 1")
-    given, clients = _given(options), options.clients or SIMULATED_CLIENTS
-    if options.superlink is not None:  # a run to resume, too, is on the SuperLink's machine
-        values = settings_of(options)
-    else:
-        if given.get("resume"):
-            values, clients = _stopped_run(
-                launch.absolute_paths(given, Path.cwd()), options.clients
-            )
-        else:
-            values = launch.absolute_paths(settings_of(options), Path.cwd())
-        values["min-clients"] = min(values["min-clients"], clients)
+    values, clients = _job(options)
     # whoever ends this command ends the run
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with live.progress(values["num-rounds"], options.verbose) as show:
         folder = launch.run(values, clients, options.superlink, options.verbose, show)
     if folder is None:
-        print(
-            f"finished: the report is in {RunConfig.load(values).output_folder} on the SuperLink's machine"
-        )
+        kept = RunConfig.load(values).output_folder
+        print(f"finished: the report is in {kept} on the SuperLink's machine")
     else:
         comparison.print_result(report.load(folder))
 
 
+def _job(options: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    """Return the settings of the run to do, and how many clients to simulate."""
+    from fedbt_app.cli.launch import absolute_paths
+
+    clients = options.clients or SIMULATED_CLIENTS
+    if options.superlink is not None:  # a run to resume, too, is on the SuperLink's machine
+        return settings_of(options), clients
+    given = _given(options)
+    if given.get("resume"):
+        values, clients = _stopped_run(absolute_paths(given, Path.cwd()), options.clients)
+    else:
+        values = absolute_paths(settings_of(options), Path.cwd())
+    values["min-clients"] = min(values["min-clients"], clients)
+    return values, clients
+
+
 def _stopped_run(given: dict[str, Any], clients: int | None) -> tuple[dict[str, Any], int]:
-    """Return the settings of the run that `resume` names, and its simulated clients; neither may be
-    given otherwise.
-    """
+    """Return the settings of the run that `resume` names, and its clients: both are its own."""
     from fedbt_app.server.snapshot import Snapshot
 
     stopped = Snapshot(Path(given["resume"]))
@@ -189,13 +194,13 @@ def _plan(options: argparse.Namespace) -> None:
     for name, value in (("--num-labels", options.num_labels), ("--examples", options.examples)):
         if value < 1:
             raise FedBTError(f"{name} {value} is too few: give at least 1")
-    print_preview(
-        preview(
-            config, _architecture(options.arch, config.model), options.num_labels, options.examples
-        ),
-        f"{config.method}, {config.task}, {options.arch or config.model}: one client, {options.examples} rows of "
-        f"{config.max_length} pieces, batch {config.batch_size}",
+    architecture = _architecture(options.arch, config.model)
+    title = (
+        f"{config.method}, {config.task}, {options.arch or config.model}: "
+        f"one client, {options.examples} rows of {config.max_length} pieces, "
+        f"batch {config.batch_size}"
     )
+    print_preview(preview(config, architecture, options.num_labels, options.examples), title)
 
 
 def _architecture(preset: str | None, model: str) -> "Architecture":
@@ -213,14 +218,20 @@ def _doctor(options: argparse.Namespace) -> int:
 
     findings = examine(RunConfig.load(settings_of(options)))
     for finding in findings:
-        print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.subject}: {finding.detail}")
-    return 0 if all(finding.ok for finding in findings) else 1
+        mark = "FAIL"
+        if finding.ok:
+            mark = "ok  "
+        print(f"{mark} {finding.subject}: {finding.detail}")
+    return int(not all(finding.ok for finding in findings))
 
 
 def _stop(options: argparse.Namespace) -> None:
     from fedbt_app.cli import superlink
 
-    ended = superlink.stop_all() if options.all else superlink.stop(superlink.settings_folder())
+    if options.all:
+        ended = superlink.stop_all()
+    else:
+        ended = superlink.stop(superlink.settings_folder())
     for process in ended:
         print(f"ended the local SuperLink of {process.app} (process {process.pid})")
     if not ended:
@@ -231,6 +242,36 @@ def _report(options: argparse.Namespace) -> None:
     from fedbt_app.report import comparison
 
     print(comparison.compare(options.folders))
+
+
+# By name: what it does, the function that does it, and what adds its arguments.
+_COMMANDS: dict[str, tuple[str, _Command, _AddArguments]] = {
+    "run": (
+        "Run a federated job, show its progress and its result; --resume DIR goes on with a stopped one.",
+        _run,
+        _add_run,
+    ),
+    "plan": (
+        "Predict blocks, FLOPs, bytes and memory of a run; trains nothing.",
+        _plan,
+        _add_plan,
+    ),
+    "doctor": (
+        "Check installation, device, Flower version, model and data path.",
+        _doctor,
+        _add_settings,
+    ),
+    "stop": (
+        "End the local SuperLink that `fedbt run` left running, and the run in it.",
+        _stop,
+        _add_stop,
+    ),
+    "report": (
+        "Compare finished runs.",
+        _report,
+        _add_report,
+    ),
+}
 
 
 if __name__ == "__main__":

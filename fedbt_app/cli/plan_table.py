@@ -1,6 +1,4 @@
-"""`fedbt plan`: what a run would train and cost, round by round, from the model's
-dimensions alone.
-"""
+"""`fedbt plan`: what a run would train and cost, by round, from the model's dimensions alone."""
 
 import math
 from dataclasses import dataclass, replace
@@ -57,9 +55,7 @@ class Preview:
         return self.amounts(self._mean_flops, self._mean_bytes, largest)
 
     def amounts(self, flops: float, size: float, memory: float) -> list[str]:
-        """Return the cells under HEADS for the FLOPs of a step, the bytes of an exchange and of
-        memory.
-        """
+        """Return the cells under HEADS: of a step's FLOPs, and bytes of an exchange and memory."""
         return [
             f"{self.steps * flops / 1e12:.2f}",
             f"{100 * flops / self.stock_step_flops:.1f} %",
@@ -81,11 +77,13 @@ class Preview:
 def preview(
     config: RunConfig, architecture: Architecture, num_labels: int, examples: int
 ) -> Preview:
-    """Predict a run of `config` for a client of `examples` full-length rows, the frozen-prefix
-    cache included.
-    """
+    """Predict a run for a client of `examples` full-length rows, the prefix cache included."""
     model = CostModel(
-        architecture, TASKS[config.task], num_labels, rank=config.lora_rank, codec=config.codec
+        architecture,
+        TASKS[config.task],
+        num_labels,
+        rank=config.lora_rank,
+        codec=config.codec,
     )
     in_float32 = replace(model, codec="float32")
     shape = model.full_shape(config.batch_size, config.max_length, config.mask_probability)
@@ -94,7 +92,8 @@ def preview(
     run_plan = replace(config.plan(architecture.depth), seed=0)
     rounds = [model.round(plan, shape) for plan in run_plan.rounds(local_depth=config.local_depth)]
     frozen = run_plan.frozen_prefix(config.local_depth)
-    size = examples * config.max_length * architecture.hidden * BYTES * config.fixed_versions
+    pieces = examples * config.max_length * config.fixed_versions
+    size = pieces * architecture.hidden * BYTES
     cached = bool(frozen) and 0 < size <= config.prefix_cache_gb * 1e9
     if cached:
         rounds = [_over_cache(config, model, costs, shape, frozen) for costs in rounds]
@@ -115,11 +114,9 @@ def preview(
 def _over_cache(
     config: RunConfig, model: CostModel, costs: RoundCosts, shape: StepShape, frozen: int
 ) -> RoundCosts:
-    """Return a round's costs over the cache of the frozen blocks' output, which its first epoch
-    fills.
-    """
+    """Return a round's costs over the cache of the frozen blocks' output."""
     flops = model.step_flops(costs.plan, shape, start=frozen)
-    if costs.plan.round < config.fixed_versions:
+    if costs.plan.round < config.fixed_versions:  # the first epoch fills the cache
         flops += model.prefix_flops(frozen, shape.batch, shape.length) // config.local_epochs
     return replace(costs, step_flops=flops)
 
@@ -161,7 +158,9 @@ def print_preview(shown: Preview, title: str) -> None:
 
 
 def _below(shown: Preview) -> str:
-    before_zstd = " before zstd" if CODECS[shown.codec].zstd else ""
+    before_zstd = ""
+    if CODECS[shown.codec].zstd:
+        before_zstd = " before zstd"
     return (
         f"bytes each way with codec={shown.codec}{before_zstd}: "
         f"{100 * shown.bytes_ratio:.2f} % of full-model averaging in float32; compute: "
@@ -172,15 +171,19 @@ def _below(shown: Preview) -> str:
 
 
 def _trained(plan: RoundPlan) -> str:
-    embeddings = " + embeddings" if plan.embeddings else ""
-    adapters = " (adapters)" if plan.adapters else ""
-    return f"{_ranges(plan.trained_blocks)}{embeddings}{adapters} + head"
+    text = _ranges(plan.trained_blocks)
+    if plan.embeddings:
+        text += " + embeddings"
+    if plan.adapters:
+        text += " (adapters)"
+    return f"{text} + head"
 
 
 def _about_cache(shown: Preview) -> str:
     if not shown.frozen_blocks or not shown.cache_bytes:
         return ""
-    blocks, size = _ranges(tuple(range(shown.frozen_blocks))), f"{shown.cache_bytes / 1e9:.2f} GB"
+    blocks = _ranges(tuple(range(shown.frozen_blocks)))
+    size = f"{shown.cache_bytes / 1e9:.2f} GB"
     if shown.cached:
         return f"; a client keeps the output of the frozen blocks {blocks} on disk, {size}"
     return f"; the frozen blocks {blocks} run anew each time: to keep their output, let prefix-cache-gb be above {size}"
@@ -194,4 +197,10 @@ def _ranges(blocks: tuple[int, ...]) -> str:
             groups[-1].append(block)
         else:
             groups.append([block])
-    return ", ".join(str(g[0]) if len(g) == 1 else f"{g[0]}-{g[-1]}" for g in groups) or "none"
+    texts = []
+    for group in groups:
+        text = str(group[0])
+        if len(group) > 1:
+            text += f"-{group[-1]}"
+        texts.append(text)
+    return ", ".join(texts) or "none"

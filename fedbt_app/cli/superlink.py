@@ -1,5 +1,4 @@
-"""The local SuperLink that simulates: one for each app folder and Python, started by the first run
-that needs it.
+"""The local SuperLink that simulates: one for each app folder and Python; a run starts it.
 
 Flower's own is one for each user, at one fixed port: a second checkout would be served by the first
 one's environment, and its clients would load the first one's code. So each installation has a
@@ -22,15 +21,26 @@ from pathlib import Path
 
 from fedbt_app.config import APP_DIR, default_cache_folder
 from fedbt_app.errors import FedBTError
-from fedbt_app.files import replace_file
+from fedbt_app.files import replace_text
 
 PATIENCE = 60  # seconds until a SuperLink answers: a few on an idle machine
 ATTEMPTS = 3  # another process may take the port that was free a moment ago
-RECORD, DATABASE, LOG = "superlink.json", "state.db", "superlink.log"
+RECORD = "superlink.json"
+DATABASE = "state.db"
+LOG = "superlink.log"
 
 # Flower reads it when a SuperLink starts: without it each run would install torch anew, into an
 # environment of its own.
 KEEP_ENVIRONMENT = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
+
+CONNECTION = """\
+[superlink]
+default = "local"
+
+[superlink.local]
+address = "127.0.0.1:{port}"
+insecure = true
+"""
 
 
 @dataclass(frozen=True)
@@ -43,17 +53,14 @@ class Running:
 
 
 def settings_folder() -> Path:
-    """Return the folder of Flower's settings for this installation: the app's folder and the Python
-    that runs it.
-    """
+    """Return the folder of Flower's settings for this installation: this app and this Python."""
     place = f"{APP_DIR}\n{sys.prefix}"
-    return default_cache_folder() / "flower" / hashlib.sha256(place.encode()).hexdigest()[:12]
+    digest = hashlib.sha256(place.encode()).hexdigest()
+    return default_cache_folder() / "flower" / digest[:12]
 
 
 def environment(settings: Path | None) -> dict[str, str]:
-    """Return the environment of Flower's commands: with the settings in that folder, or the user's
-    own.
-    """
+    """Return the environment of Flower's commands; without a folder, with the user's settings."""
     beside = Path(sys.executable).parent  # Flower looks for its other commands on the path
     found = os.environ | {
         KEEP_ENVIRONMENT: "1",
@@ -62,15 +69,17 @@ def environment(settings: Path | None) -> dict[str, str]:
         "NO_COLOR": "1",
         "PATH": f"{beside}{os.pathsep}{os.environ.get('PATH', '')}",
     }
-    return found | ({"FLWR_HOME": str(settings)} if settings else {})
+    if settings:
+        found["FLWR_HOME"] = str(settings)
+    return found
 
 
 def script(name: str) -> str:
-    """Return the path of one of Flower's commands: this environment's, or else whichever
-    is found.
-    """
+    """Return the path of one of Flower's commands: this environment's, else whichever is found."""
     beside = Path(sys.executable).with_name(name)
-    return str(beside) if beside.exists() else name
+    if beside.exists():
+        return str(beside)
+    return name
 
 
 def running(folder: Path) -> Running | None:
@@ -82,14 +91,13 @@ def running(folder: Path) -> Running | None:
         words = psutil.Process(found.pid).cmdline()
     except (OSError, ValueError, TypeError, psutil.Error):
         return None
-    # a process id may have gone to another
-    return found if str(folder / DATABASE) in words else None
+    if str(folder / DATABASE) not in words:  # its process id went to another
+        return None
+    return found
 
 
 def start() -> Path:
-    """Start this installation's SuperLink unless it runs; returns the folder of Flower's settings
-    that lead to it.
-    """
+    """Start this installation's SuperLink unless it runs; returns its folder of settings."""
     folder = settings_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,9 +112,7 @@ def start() -> Path:
 
 
 def stop(folder: Path) -> list[Running]:
-    """End the SuperLink that was started with these settings, and what it runs; returns what was
-    ended.
-    """
+    """End the SuperLink with these settings, and what it runs; returns what was ended."""
     import psutil
 
     found = running(folder)
@@ -126,8 +132,10 @@ def stop(folder: Path) -> list[Running]:
 
 def stop_all() -> list[Running]:
     """End every local SuperLink that a FedBT of this user started; returns what was ended."""
-    folders = sorted((default_cache_folder() / "flower").glob("*"))
-    return [ended for folder in folders for ended in stop(folder)]
+    ended = []
+    for folder in sorted((default_cache_folder() / "flower").glob("*")):
+        ended += stop(folder)
+    return ended
 
 
 def free_port() -> int:
@@ -139,9 +147,7 @@ def free_port() -> int:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time in: of two runs that begin together, one starts the SuperLink and
-    both use it.
-    """
+    """Let one process at a time in: two runs that begin together share one SuperLink."""
     import fcntl  # not above: Windows has none, and a remote SuperLink needs none
 
     with (folder / "lock").open("w") as file:
@@ -171,8 +177,7 @@ def _spawn(folder: Path, port: int) -> "subprocess.Popen[bytes]":
     command += ["--database", str(folder / DATABASE), "--log-file", str(folder / LOG)]
     command += ["--log-rotation-interval-hours", "24", "--log-rotation-backup-count", "7"]
     try:
-        # Clients look for their code in the SuperLink's working folder first: there must be none in
-        # it.
+        # Clients first look for their code in the SuperLink's working folder: it must hold none.
         return subprocess.Popen(
             command,
             cwd=folder,
@@ -209,10 +214,6 @@ def _healthy(port: int) -> bool:
 
 def _keep(folder: Path, pid: int, port: int) -> None:
     """Note what runs, for us, and where, for Flower."""
-    connection = f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
-    _write(folder / "config.toml", connection)
-    _write(folder / RECORD, json.dumps(asdict(Running(pid, port, str(APP_DIR)))))
-
-
-def _write(path: Path, text: str) -> None:
-    replace_file(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+    record = Running(pid, port, str(APP_DIR))
+    replace_text(folder / "config.toml", CONNECTION.format(port=port))
+    replace_text(folder / RECORD, json.dumps(asdict(record)))

@@ -13,22 +13,24 @@ class Metrics(dict[str, float]):
     """Metrics by name, which read `loss 1.2345, accuracy 0.8200`."""
 
     def __str__(self) -> str:
-        return (
-            ", ".join(f"{name} {value:.4f}" for name, value in self.items())
-            or "no central test set"
-        )
+        if not self:
+            return "no central test set"
+        return ", ".join(f"{name} {value:.4f}" for name, value in self.items())
 
     @classmethod
     def read(cls, text: str) -> "Metrics":
         """Take apart what `str` wrote."""
-        return cls({name: float(value) for name, value in re.findall(rf"(\S+) ({NUMBER})", text)})
+        pairs = re.findall(rf"(\S+) ({NUMBER})", text)
+        return cls({name: float(value) for name, value in pairs})
 
 
 class Blocks(tuple[int, ...]):
     """Numbers of encoder blocks, which read `[0, 3]`, or `none`."""
 
     def __str__(self) -> str:
-        return str(list(self)) if self else "none"
+        if not self:
+            return "none"
+        return str(list(self))
 
     @classmethod
     def read(cls, text: str) -> "Blocks":
@@ -36,8 +38,7 @@ class Blocks(tuple[int, ...]):
         return cls(map(int, re.findall(r"\d+", text)))
 
 
-# What a field's value looks like in a line, by the field's type, and what turns that into the value
-# again.
+# By a field's type: what its value looks like in a line, and what turns that into the value again.
 _KINDS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     int: (r"\d{1,18}", int),
     float: (NUMBER, float),
@@ -49,9 +50,7 @@ _KINDS: dict[Any, tuple[str, Callable[[str], Any]]] = {
 
 @dataclass(frozen=True)
 class Event:
-    """Something that the server logs, behind `fedbt: `; `str(event)` is the line and `read` takes
-    it apart.
-    """
+    """Something that the server logs, behind `fedbt: `: `str` writes the line, `read` reads it."""
 
     template: ClassVar[str]
 
@@ -151,20 +150,29 @@ def read(line: str) -> Event | None:
     """Return the event that a line (without `fedbt: `) tells of; None for any other line."""
     for kind, pattern in _PATTERNS.items():
         if found := pattern.fullmatch(line):
-            return kind(
-                **{spec.name: _KINDS[spec.type][1](found[spec.name]) for spec in fields(kind)}
-            )
+            return kind(**_values(kind, found))
     return None
 
 
+def _values(kind: type[Event], found: re.Match[str]) -> dict[str, Any]:
+    values = {}
+    for spec in fields(kind):
+        _, value_of = _KINDS[spec.type]
+        values[spec.name] = value_of(found[spec.name])
+    return values
+
+
 def _pattern(kind: type[Event]) -> re.Pattern[str]:
-    types, pattern = {spec.name: spec.type for spec in fields(kind)}, ""
+    """Turn a template into what its lines match, with a group for each field."""
+    types = {spec.name: spec.type for spec in fields(kind)}
+    pattern = ""
     for literal, name, _, _ in Formatter().parse(kind.template):
-        pattern += re.escape(literal) + (f"(?P<{name}>{_KINDS[types[name]][0]})" if name else "")
+        pattern += re.escape(literal)
+        if name:  # None behind the last field
+            value_pattern, _ = _KINDS[types[name]]
+            pattern += f"(?P<{name}>{value_pattern})"
     return re.compile(pattern)
 
 
-_PATTERNS = {
-    kind: _pattern(kind)
-    for kind in (WentOn, BeforeTraining, RoundBegan, Replied, LeftOut, HeldOut, RoundDone)
-}
+_ALL = (WentOn, BeforeTraining, RoundBegan, Replied, LeftOut, HeldOut, RoundDone)
+_PATTERNS = {kind: _pattern(kind) for kind in _ALL}

@@ -33,9 +33,7 @@ COLUMNS = ("client", "loss", "examples", "TFLOP", "MB up", "seconds")
 
 
 def progress(rounds: int, verbose: bool) -> AbstractContextManager[Callable[[str], None]]:
-    """Return what shows a run's lines: a view in a terminal; one by one where something else reads,
-    or with verbose.
-    """
+    """Return what shows a run's lines: a view in a terminal, else (or with verbose) one by one."""
     if verbose or not sys.stdout.isatty() or Console().is_dumb_terminal:
         return nullcontext(lambda line: print(line, flush=True))
     return View(rounds)
@@ -78,26 +76,37 @@ class Standing:
             case BeforeTraining():
                 return replace(self, before=event.metrics, latest=event.metrics)
             case RoundBegan():
-                since = self.since if event.round == self.round else now  # a repeated round goes on
-                return replace(
-                    self,
-                    rounds=event.rounds,
-                    round=event.round,
-                    asked=event.clients,
-                    answers=(),
-                    since=since,
-                )
+                return self._at_the_start_of(event, now)
             case Replied() | LeftOut():
                 return replace(self, answers=(*self.answers, event))
             case HeldOut():
                 return replace(self, held_out=event.metrics)
             case RoundDone():
-                seconds = (*self.seconds, event.seconds)
-                done = replace(
-                    self, done=event.round, latest=event.metrics, answers=(), seconds=seconds
-                )
-                return done._plus(event)
+                return self._at_the_end_of(event)
         return self
+
+    def _at_the_start_of(self, event: RoundBegan, now: float) -> "Standing":
+        since: float | None = now
+        if event.round == self.round:  # it is repeated, and so goes on
+            since = self.since
+        return replace(
+            self,
+            rounds=event.rounds,
+            round=event.round,
+            asked=event.clients,
+            answers=(),
+            since=since,
+        )
+
+    def _at_the_end_of(self, event: RoundDone) -> "Standing":
+        done = replace(
+            self,
+            done=event.round,
+            latest=event.metrics,
+            answers=(),
+            seconds=(*self.seconds, event.seconds),
+        )
+        return done._plus(event)
 
     def _plus(self, costs: WentOn | RoundDone) -> "Standing":
         return replace(
@@ -110,23 +119,23 @@ class Standing:
     @property
     def replies(self) -> list[Replied]:
         """The usable replies of the current round."""
-        return [one for one in self.answers if isinstance(one, Replied)]
+        return [answer for answer in self.answers if isinstance(answer, Replied)]
 
     def to_go(self, now: float) -> float | None:
-        """Seconds until the last round is done, if those to come take what the others took; None
-        before the first.
-        """
-        if self.done >= self.rounds or not self.seconds or self.since is None:
-            return 0.0 if self.done >= self.rounds else None
-        spent = now - self.since if self.round > self.done else 0.0
+        """Seconds to the end, if a round takes what the others took; None before the first."""
+        if self.done >= self.rounds:
+            return 0.0
+        if not self.seconds or self.since is None:
+            return None
+        spent = 0.0
+        if self.round > self.done:
+            spent = now - self.since
         mean = sum(self.seconds) / len(self.seconds)
         return max(0.0, mean - spent) + mean * (self.rounds - self.done - 1)
 
 
 class View:
-    """Shows a run's lines: what is drawn from them stays in place, all the others scroll by above
-    it.
-    """
+    """Shows a run's lines: what is drawn from them stays in place, the others scroll by above."""
 
     def __init__(
         self,
@@ -135,7 +144,9 @@ class View:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.standing = Standing(rounds)
-        self._clock, self._begin, self._state = clock, clock(), "running"
+        self._clock = clock
+        self._begin = clock()
+        self._state = "running"
         self._live = Live(
             console=console or Console(), get_renderable=self.render, refresh_per_second=2
         )
@@ -147,7 +158,9 @@ class View:
     def __exit__(
         self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
     ) -> None:
-        self._state = "stopped" if kind else "finished"
+        self._state = "finished"
+        if kind:
+            self._state = "stopped"
         # it never began: nothing to leave
         self._live.transient = self.standing == Standing(self.standing.rounds)
         self._live.stop()
@@ -163,40 +176,47 @@ class View:
 
     def render(self) -> RenderableType:
         """Draw the standing."""
-        now, standing = self._clock(), self.standing
+        standing = self.standing
+        texts = [_costs(standing), *_scores(standing)]
+        if standing.round <= standing.done:
+            return Group(self._head(), *map(Text, texts))
+        replied = len(standing.replies)
+        texts.append(f"round {standing.round}: {replied} of {standing.asked} clients replied")
+        return Group(self._head(), *map(Text, texts), _answers(standing.answers))
+
+    def _head(self) -> Table:
+        now = self._clock()
+        standing = self.standing
+        end = self._state
+        if self._state == "running":
+            end = f"{_clock_time(standing.to_go(now))} to go"
         head = Table.grid(padding=(0, 2))
         head.add_row(
             Text(f"{standing.done} of {standing.rounds} rounds done", style="bold"),
             ProgressBar(standing.rounds, standing.done, width=24),
             Text(f"{_clock_time(now - self._begin)} elapsed"),
-            Text(
-                f"{_clock_time(standing.to_go(now))} to go"
-                if self._state == "running"
-                else self._state
-            ),
+            Text(end),
         )
-        replies = standing.replies
-        costs = (
-            f"{standing.tflop + sum(one.tflop for one in replies):,.2f} TFLOP, "
-            f"{standing.mb_up + sum(one.mb_up for one in replies):,.2f} MB up, {standing.mb_down:,.2f} MB down"
-        )
-        lines = [Text(costs), *(Text(text) for text in _scores(standing))]
-        if standing.round > standing.done:
-            lines.append(
-                Text(f"round {standing.round}: {len(replies)} of {standing.asked} clients replied")
-            )
-            return Group(head, *lines, _answers(standing.answers))
-        return Group(head, *lines)
+        return head
+
+
+def _costs(standing: Standing) -> str:
+    """Say what was spent so far; the finished rounds do not include the current one's replies."""
+    replies = standing.replies
+    tflop = standing.tflop + sum(reply.tflop for reply in replies)
+    mb_up = standing.mb_up + sum(reply.mb_up for reply in replies)
+    return f"{tflop:,.2f} TFLOP, {mb_up:,.2f} MB up, {standing.mb_down:,.2f} MB down"
 
 
 def _scores(standing: Standing) -> list[str]:
-    before, lines = standing.before, []
-    shown = [
-        f"{name} {before[name]:.4f} -> {value:.4f}"
-        if name in before and standing.done
-        else f"{name} {value:.4f}"
-        for name, value in standing.latest.items()
-    ]
+    lines = []
+    before = standing.before
+    shown = []
+    for name, value in standing.latest.items():
+        text = f"{value:.4f}"
+        if name in before and standing.done:
+            text = f"{before[name]:.4f} -> {text}"
+        shown.append(f"{name} {text}")
     if shown:
         lines.append(", ".join(shown))
     if standing.held_out:
@@ -207,19 +227,24 @@ def _scores(standing: Standing) -> list[str]:
 def _answers(answers: tuple[Replied | LeftOut, ...]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in COLUMNS:
-        table.add_column(
-            name, justify="left" if name == "client" else "right", no_wrap=True, overflow="ellipsis"
-        )
-    for one in answers[-MOST_ROWS:]:
+        table.add_column(name, justify="right", no_wrap=True, overflow="ellipsis")
+    table.columns[0].justify = "left"
+    for answer in answers[-MOST_ROWS:]:
         cells = ["left out"]
-        if isinstance(one, Replied):
-            amounts = (f"{one.tflop:,.2f}", f"{one.mb_up:,.2f}", f"{one.seconds:,.1f}")
-            cells = [f"{one.loss:.4f}", f"{one.examples:,}", *amounts]
-        table.add_row(Text(one.client), *map(Text, cells))
+        if isinstance(answer, Replied):
+            cells = [
+                f"{answer.loss:.4f}",
+                f"{answer.examples:,}",
+                f"{answer.tflop:,.2f}",
+                f"{answer.mb_up:,.2f}",
+                f"{answer.seconds:,.1f}",
+            ]
+        table.add_row(Text(answer.client), *map(Text, cells))
     return table
 
 
 def _clock_time(seconds: float | None) -> str:
     """Write a duration: 1:02:03."""
-    known = seconds is not None and math.isfinite(seconds)
-    return str(timedelta(seconds=round(seconds or 0.0))) if known else "-:--:--"
+    if seconds is None or not math.isfinite(seconds):
+        return "-:--:--"
+    return str(timedelta(seconds=round(seconds)))

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+Ratios = tuple[float | None, float | None]  # of FLOPs and of uplink, None where unknown
+
 COMPARISON_HEAD = [
     "",
     "method",
@@ -32,8 +34,10 @@ COMPARISON_HEAD = [
     "TFLOP",
     "uplink\nMB",
     "downlink\nMB",
+    "client\nseconds",
+    "peak\nmemory",
+    "FLOPs /\nreference",
 ]
-COMPARISON_HEAD += ["client\nseconds", "peak\nmemory", "FLOPs /\nreference"]
 
 
 def print_result(report: Mapping[str, Any], console: "Console | None" = None) -> None:
@@ -55,39 +59,42 @@ def compare(folders: Sequence[Path | str]) -> str:
     unknown; else they are those of each run's own report.
     """
     reports = [load(folder) for folder in folders]
-    measured = any(report["method"] == FULL for report in reports)
-    rows, notes, used = [], [], set()
-    for number, (folder, report) in enumerate(zip(folders, reports, strict=True), start=1):
-        same, uplink = (
-            report["ratio_same_optimisations"]["train_flops"],
-            report["ratio"]["uplink_bytes"],
-        )
-        if measured:
-            full = _full_like(report, reports)
-            same, uplink = (
-                full and ratio_of(report["cost"][name], reports[full - 1]["cost"][name])
-                for name in ("train_flops", "uplink_bytes")
-            )
-            used.add(full)
-        rows.append(
-            [str(number), *_comparison_cells(report), format_ratio(same), format_ratio(uplink)]
-        )
-        notes.append(f"{number}: {folder}")
-    for full in sorted(number for number in used if number):
+    heads = ["FLOPs / same\nopt. full", "uplink /\nfull"]
+    ratios = [_reported_ratios(report) for report in reports]
+    references: list[int | None] = []
+    if any(report["method"] == FULL for report in reports):
+        heads = ["FLOPs /\nfull run", "uplink /\nfull run"]
+        references = [_full_like(report, reports) for report in reports]
+        ratios = []
+        for report, full in zip(reports, references, strict=True):
+            ratios.append(_measured_ratios(report, reports, full))
+    rows = []
+    for number, report in enumerate(reports, start=1):
+        of_full = map(format_ratio, ratios[number - 1])
+        rows.append([str(number), *_comparison_cells(report), *of_full])
+    console = _console(132)
+    with console.capture() as capture:
+        console.print(_table(COMPARISON_HEAD + heads, rows, names=3))
+    return capture.get() + "\n".join(_notes(folders, reports, references))
+
+
+def _notes(
+    folders: Sequence[Path | str],
+    reports: Sequence[Mapping[str, Any]],
+    references: Sequence[int | None],
+) -> list[str]:
+    """Say which run is which, against which of them ratios are, and where they are not alike."""
+    notes = [f"{number}: {folder}" for number, folder in enumerate(folders, start=1)]
+    for full in sorted({number for number in references if number}):
         notes.append(
             f"Run {full} (method full) is the measured reference of the runs that are like it."
         )
-    for name in dict.fromkeys(
-        name for report in reports for name in differences(report, reports[0])
-    ):
+    unlike: dict[str, None] = {}  # each once, in the order in which they are met
+    for report in reports:
+        unlike |= dict.fromkeys(differences(report, reports[0]))
+    for name in unlike:
         notes.append(f"Warning: the runs differ in {name}, so comparing them is not like for like.")
-    against = ["FLOPs /\nfull run", "uplink /\nfull run"]
-    if not measured:
-        against = ["FLOPs / same\nopt. full", "uplink /\nfull"]
-    console = _console(132)
-    with console.capture() as capture:
-        console.print(_table(COMPARISON_HEAD + against, rows, names=3))
-    return capture.get() + "\n".join(notes)
+    return notes
 
 
 def _full_like(report: Mapping[str, Any], reports: Sequence[Mapping[str, Any]]) -> int | None:
@@ -98,12 +105,30 @@ def _full_like(report: Mapping[str, Any], reports: Sequence[Mapping[str, Any]]) 
     return None
 
 
+def _reported_ratios(report: Mapping[str, Any]) -> Ratios:
+    same = report["ratio_same_optimisations"]["train_flops"]
+    uplink = report["ratio"]["uplink_bytes"]
+    return same, uplink
+
+
+def _measured_ratios(
+    report: Mapping[str, Any], reports: Sequence[Mapping[str, Any]], full: int | None
+) -> Ratios:
+    """Set a run against number `full` of them."""
+    if full is None:
+        return None, None
+    own_cost = report["cost"]
+    full_cost = reports[full - 1]["cost"]
+    flops = ratio_of(own_cost["train_flops"], full_cost["train_flops"])
+    uplink = ratio_of(own_cost["uplink_bytes"], full_cost["uplink_bytes"])
+    return flops, uplink
+
+
 def _comparison_cells(report: Mapping[str, Any]) -> list[str]:
     cost = report["cost"]
     primary = TASKS[report["task"]].metric.name
-    before, after = (
-        format_score(primary, report[when].get(primary)) for when in ("initial", "final")
-    )
+    before = format_score(primary, report["initial"].get(primary))
+    after = format_score(primary, report["final"].get(primary))
     return [
         report["method"],
         f"{report['task']}\n{Path(report['model']).name}",
@@ -126,7 +151,9 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]], names: int = 1) -
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold")
     for index, name in enumerate(head):
-        table.add_column(name, justify="left" if index < names else "right", overflow="fold")
+        table.add_column(name, overflow="fold")
+        if index >= names:
+            table.columns[-1].justify = "right"
     for row in rows:
         table.add_row(*map(Text, row))
     return table
@@ -137,4 +164,6 @@ def _console(width: int) -> "Console":
     from rich.console import Console
 
     console = Console()
-    return Console(width=min(width, console.width)) if console.is_terminal else Console(width=width)
+    if console.is_terminal:
+        width = min(width, console.width)
+    return Console(width=width)

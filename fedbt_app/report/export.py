@@ -78,11 +78,10 @@ def refuse_to_overwrite(folder: Path, base: Path) -> None:
 
 def model_card(report: Mapping[str, Any], checkpoint: Checkpoint) -> str:
     """Write the card: base, data, method, rounds and what it cost."""
-    scores = [
-        f"| {name} | {report['initial'].get(name, float('nan')):.4f} | {value:.4f} |"
-        for name, value in report["final"].items()
-        if name in report["initial"]
-    ]
+    scores = []
+    for name, after in report["final"].items():
+        if name in report["initial"]:
+            scores.append(f"| {name} | {report['initial'][name]:.4f} | {after:.4f} |")
     cost = report["cost"]
     pipeline = TASKS[report["task"]].pipeline
     lines = [

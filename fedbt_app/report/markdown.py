@@ -1,6 +1,6 @@
 """report.md: what was run, its scores and costs, the plots and a row for each round."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from fedbt_app.report.tables import (
 from fedbt_app.tasks import TASKS, metric_named
 from fedbt_app.tasks.metrics import Metric
 
-TRAFFIC = (
+TRAFFIC = (  # keys of the cost that are bytes, each byte in one of them
     "uplink_bytes",
     "downlink_bytes",
     "first_contact_bytes",
@@ -63,61 +63,63 @@ full-model training that saves the same work as this run does{same}. Memory is t
 def render(report: Mapping[str, Any], images: Iterable[Path]) -> str:
     """Return the text of report.md; `images` are the plots beside it."""
     primary = TASKS[report["task"]].metric
-    same = report["reference_same_flops"]
-    facts = {
-        "Base model": f"{report['model']} ({report['base_fingerprint']})",
-        "Data": report["data"],
-    }
-    facts |= {
-        "Method": report["method"],
-        "Rounds": len(report["rounds"]),
-        "Clients": len(report["clients"]),
-    }
-    facts |= {"Seed": report["seed"], "Exported model": report["model_dir"]}
-    facts |= {
-        "Versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    }
-    scores = (
-        _markdown(SCORE_HEAD, score_rows(report))
-        if report["final"]
-        else "There was no central test set."
-    )
-    if client_metrics := report["client_metrics"]:
-        own = (
-            f"{metric_named(name).label} {format_score(name, score)}"
-            for name, score in client_metrics.items()
-        )
-        scores += f"\n\nAfter the run, on the clients' own held-out rows: {', '.join(own)}."
-    head = (
-        "round",
-        "trained blocks",
-        "clients",
-        "compute",
-        "uplink",
-        "downlink",
-        "time",
-        primary.label,
-    )
+    same = ""
+    if report["reference_same_flops"] is not None:
+        same = f", {format_flops(report['reference_same_flops'])}"
     page = PAGE_TEXT.format(
         task=report["task"],
         method=report["method"],
         summary=_summary(report, primary),
-        facts=_markdown(("what", "value"), facts.items()),
-        scores=scores,
+        facts=_facts(report),
+        scores=_scores(report),
         costs=_markdown(cost_head(report), cost_rows(report)),
         traffic=format_bytes(sum(report["cost"][name] for name in TRAFFIC)),
         against=AGAINST[report["reference"]["source"]],
         cached=_cached(report["cost"]),
-        same="" if same is None else f", {format_flops(same)}",
+        same=same,
         images="\n\n".join(f"![{image.stem}]({image.name})" for image in images),
-        rounds=_markdown(head, (_round_row(entry, primary) for entry in report["rounds"])),
+        rounds=_rounds(report, primary),
     )
-    for title, items in (("Clients", report["clients"]), ("Refused replies", report["refused"])):
-        if items:
-            page += f"\n## {title}\n\n{_markdown(items[0], (item.values() for item in items))}\n"
+    page += _section("Clients", report["clients"])
+    page += _section("Refused replies", report["refused"])
     if healed := report["cost"].get("healed_parts"):
         page += f"\nParts sent again, whole, to clients whose pool was not what they had said: {healed}.\n"
     return page
+
+
+def _facts(report: Mapping[str, Any]) -> str:
+    versions = [f"{name} {version}" for name, version in report["versions"].items()]
+    facts = {
+        "Base model": f"{report['model']} ({report['base_fingerprint']})",
+        "Data": report["data"],
+        "Method": report["method"],
+        "Rounds": len(report["rounds"]),
+        "Clients": len(report["clients"]),
+        "Seed": report["seed"],
+        "Exported model": report["model_dir"],
+        "Versions": ", ".join(versions),
+    }
+    return _markdown(("what", "value"), facts.items())
+
+
+def _scores(report: Mapping[str, Any]) -> str:
+    text = "There was no central test set."
+    if report["final"]:
+        text = _markdown(SCORE_HEAD, score_rows(report))
+    held_out = []
+    for name, score in report["client_metrics"].items():
+        held_out.append(f"{metric_named(name).label} {format_score(name, score)}")
+    if held_out:
+        text += f"\n\nAfter the run, on the clients' own held-out rows: {', '.join(held_out)}."
+    return text
+
+
+def _section(title: str, items: Sequence[Mapping[str, Any]]) -> str:
+    """Write a table under a heading; nothing without items."""
+    if not items:
+        return ""
+    table = _markdown(items[0], (item.values() for item in items))
+    return f"\n## {title}\n\n{table}\n"
 
 
 def _cached(cost: Mapping[str, Any]) -> str:
@@ -146,17 +148,41 @@ def _summary(report: Mapping[str, Any], primary: Metric) -> str:
     )
 
 
+def _rounds(report: Mapping[str, Any], primary: Metric) -> str:
+    head = (
+        "round",
+        "trained blocks",
+        "clients",
+        "compute",
+        "uplink",
+        "downlink",
+        "time",
+        primary.label,
+    )
+    return _markdown(head, [_round_row(entry, primary) for entry in report["rounds"]])
+
+
 def _round_row(entry: Mapping[str, Any], primary: Metric) -> list[str]:
-    blocks = ", ".join(map(str, entry["trained_blocks"])) or "none"
-    work = (str(entry["round"]), blocks, str(entry["clients"]), format_flops(entry["train_flops"]))
-    traffic = (format_bytes(entry[name]) for name in ("uplink_bytes", "downlink_bytes"))
-    score = format_score(primary.name, entry["metrics"].get(primary.name))
-    return [*work, *traffic, format_seconds(entry["seconds"]), score]
+    return [
+        str(entry["round"]),
+        ", ".join(map(str, entry["trained_blocks"])) or "none",
+        str(entry["clients"]),
+        format_flops(entry["train_flops"]),
+        format_bytes(entry["uplink_bytes"]),
+        format_bytes(entry["downlink_bytes"]),
+        format_seconds(entry["seconds"]),
+        format_score(primary.name, entry["metrics"].get(primary.name)),
+    ]
 
 
 def _markdown(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
-    lines = [
-        [" ".join(str(cell).split()).replace("|", "\\|") for cell in row] for row in (head, *rows)
-    ]
-    lines.insert(1, ["---"] * len(lines[0]))
+    heads = [_cell(name) for name in head]
+    lines = [heads, ["---"] * len(heads)]
+    for row in rows:
+        lines.append([_cell(value) for value in row])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cell(value: Any) -> str:
+    """Write a value in one line that does not end its cell."""
+    return " ".join(str(value).split()).replace("|", "\\|")

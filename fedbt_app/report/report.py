@@ -1,6 +1,4 @@
-"""The record of a run on disk: report.json with fixed names, rounds.jsonl; report.md and the plots
-beside it.
-"""
+"""The record of a run on disk: report.json and rounds.jsonl; report.md and the plots beside them."""
 
 import json
 import math
@@ -12,22 +10,43 @@ from typing import Any
 
 from fedbt_app.costs.ledger import Ledger, RoundEntry
 from fedbt_app.errors import FedBTError
+from fedbt_app.files import PARTIAL, READABLE, replace_text
 from fedbt_app.report import markdown, plots
 from fedbt_app.report.tables import COSTS, ratio_of
 
 SCHEMA = 1
-REPORT, PARTIAL, PAGE, ROUNDS = "report.json", "report.json.part", "report.md", "rounds.jsonl"
+REPORT = "report.json"
+PAGE = "report.md"
+ROUNDS = "rounds.jsonl"
 RATIOS = ("train_flops", "client_seconds", "uplink_bytes", "downlink_bytes")
-FIXED = {"schema", "method", "task", "model", "seed", "rounds", "cost", "reference", "ratio"}
-FIXED |= {"ratio_same_optimisations", "initial", "final", "model_dir"}
+FIXED = {  # names that other tools read
+    "schema",
+    "method",
+    "task",
+    "model",
+    "seed",
+    "rounds",
+    "cost",
+    "reference",
+    "ratio",
+    "ratio_same_optimisations",
+    "initial",
+    "final",
+    "model_dir",
+}
+
+
+def _client_rows(report: Mapping[str, Any]) -> list[int]:
+    return sorted(client["examples"] for client in report.get("clients", []))
+
+
+# What two runs must have alike for their costs to be set against each other.
 _LIKENESS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "task": lambda report: report["task"],
     "model": lambda report: report.get("base_fingerprint") or report["model"],
     "data": lambda report: report.get("data"),
     "number of rounds": lambda report: len(report["rounds"]),
-    "rows of the clients": lambda report: sorted(
-        one["examples"] for one in report.get("clients", [])
-    ),
+    "rows of the clients": _client_rows,
 }
 _LIKE_SETTINGS = ("local-epochs", "max-length", "max-train-examples", "participation")
 
@@ -72,36 +91,41 @@ class RunRecord:
 
 
 def to_json(record: RunRecord) -> dict[str, Any]:
-    """Return report.json: the fixed names that other tools read and the rest of the record; NaN is
-    None.
-    """
+    """Return report.json: the names in FIXED and the rest of the record; NaN is None."""
     values = asdict(record)
-    source, reference, cost = values.pop("reference_source"), values["reference"], values["cost"]
+    source = values.pop("reference_source")
+    reference = values["reference"]
+    cost = values["cost"]
+    # seconds are known of a measured run only, and that takes this app's own step
+    same_seconds = None
+    if source == "measured":
+        same_seconds = reference.get("client_seconds")
     values["reference"] = {"source": source} | {name: reference.get(name) for name in COSTS}
     values["ratio"] = {name: ratio_of(cost[name], reference.get(name)) for name in RATIOS}
-    same = {"train_flops": record.reference_same_flops}
-    # seconds are known of a measured run only, and that takes this app's own step
-    same["client_seconds"] = values["reference"]["client_seconds"] if source == "measured" else None
     values["ratio_same_optimisations"] = {
-        name: ratio_of(cost[name], full) for name, full in same.items()
+        "train_flops": ratio_of(cost["train_flops"], record.reference_same_flops),
+        "client_seconds": ratio_of(cost["client_seconds"], same_seconds),
     }
     plain: dict[str, Any] = _plain({"schema": SCHEMA} | values)
     return plain
 
 
 def differences(report: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Name what keeps the costs of two runs from being set against each other: task, model, data,
-    how much of it.
-    """
-    found = [name for name, read in _LIKENESS.items() if read(report) != read(other)]
-    settings, others = report.get("config", {}), other.get("config", {})
-    return found + [name for name in _LIKE_SETTINGS if settings.get(name) != others.get(name)]
+    """Name what keeps the costs of two runs from being set against each other."""
+    names = [name for name, read in _LIKENESS.items() if read(report) != read(other)]
+    settings = report.get("config", {})
+    other_settings = other.get("config", {})
+    for name in _LIKE_SETTINGS:
+        if settings.get(name) != other_settings.get(name):
+            names.append(name)
+    return names
 
 
 def append_round(folder: Path, entry: RoundEntry) -> None:
     """Add a line to rounds.jsonl and see it onto the disk."""
+    line = json.dumps(_plain(asdict(entry)), allow_nan=False)
     with (folder / ROUNDS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(_plain(asdict(entry)), allow_nan=False) + "\n")
+        file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -116,8 +140,10 @@ def clear(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (REPORT, PARTIAL, PAGE, ROUNDS, *plots.FILES):
+        for name in (REPORT, PAGE, ROUNDS, *plots.FILES):
             (folder / name).unlink(missing_ok=True)
+        for left in folder.glob(f"{REPORT}.*{PARTIAL}"):  # by a process that was killed
+            left.unlink(missing_ok=True)
     except OSError as error:
         raise FedBTError(
             f"output-dir {folder} is unusable ({error.strerror}): choose another folder"
@@ -131,11 +157,8 @@ def write(folder: Path, record: RunRecord) -> dict[str, Any]:
     (folder / REPORT).unlink(missing_ok=True)
     images = plots.write_plots(folder, report)
     (folder / PAGE).write_text(markdown.render(report, images), encoding="utf-8")
-    with (folder / PARTIAL).open("w", encoding="utf-8") as file:
-        json.dump(report, file, indent=2, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(folder / PARTIAL, folder / REPORT)
+    text = json.dumps(report, indent=2, allow_nan=False)
+    replace_text(folder / REPORT, text, READABLE)
     return report
 
 
@@ -147,19 +170,10 @@ def load(path: Path | str) -> dict[str, Any]:
     FedBTError
         When there is none, or it is not a report of this schema.
     """
-    path = Path(path) / REPORT if Path(path).is_dir() else Path(path)
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FedBTError(
-            f"{path} does not exist: give the output-dir of a run that finished"
-        ) from None
-    except OSError as error:
-        raise FedBTError(
-            f"{path} cannot be read ({error.strerror}): check its permissions"
-        ) from None
-    except ValueError:
-        raise FedBTError(f"{path} is not JSON: give the report.json of a run") from None
+    path = Path(path)
+    if path.is_dir():
+        path = path / REPORT
+    report = _read_json(path)
     if not isinstance(report, dict) or "schema" not in report:
         raise FedBTError(f"{path} is not a report: give the report.json of a run")
     if report["schema"] != SCHEMA:
@@ -171,10 +185,27 @@ def load(path: Path | str) -> dict[str, Any]:
     return report
 
 
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FedBTError(
+            f"{path} does not exist: give the output-dir of a run that finished"
+        ) from None
+    except OSError as error:
+        raise FedBTError(
+            f"{path} cannot be read ({error.strerror}): check its permissions"
+        ) from None
+    except ValueError:
+        raise FedBTError(f"{path} is not JSON: give the report.json of a run") from None
+
+
 def _plain(value: Any) -> Any:
     """Make a value fit for strict JSON: NaN and infinities become None."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
+        return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

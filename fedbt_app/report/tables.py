@@ -1,6 +1,4 @@
-"""Numbers and scores as people read them, and the cost and score rows that the page and the
-terminal share.
-"""
+"""Numbers and scores as people read them, in rows that the page and the terminal share."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +11,9 @@ UNKNOWN = "n/a"
 
 def digits(value: float) -> str:
     """Write three significant digits, never an exponent."""
-    places = 2 - math.floor(math.log10(abs(value))) if value else 0
+    places = 0
+    if value:
+        places = 2 - math.floor(math.log10(abs(value)))
     return f"{value:,.{max(0, places)}f}"
 
 
@@ -22,7 +22,8 @@ def _scaled(value: float | None, step: int, units: Sequence[str]) -> str:
         return UNKNOWN
     power = 0
     while abs(value) >= step and power < len(units) - 1:
-        value, power = value / step, power + 1
+        value /= step
+        power += 1
     return f"{digits(value)} {units[power]}"
 
 
@@ -43,21 +44,29 @@ def format_memory(value: float | None) -> str:
 
 def format_seconds(value: float | None) -> str:
     """Write a duration given in seconds: 45.3 s, 12.5 min, 3.40 h."""
-    if value is None or value < 120:
-        return UNKNOWN if value is None else f"{digits(value)} s"
-    return f"{digits(value / 60)} min" if value < 7200 else f"{digits(value / 3600)} h"
+    if value is None:
+        return UNKNOWN
+    if value < 120:
+        return f"{digits(value)} s"
+    if value < 7200:
+        return f"{digits(value / 60)} min"
+    return f"{digits(value / 3600)} h"
 
 
 def format_ratio(value: float | None) -> str:
     """Write a ratio as a percentage: 7.04 %."""
-    return UNKNOWN if value is None else f"{digits(100 * value)} %"
+    if value is None:
+        return UNKNOWN
+    return f"{digits(100 * value)} %"
 
 
 def format_score(name: str, value: float | None) -> str:
     """Write a metric: losses as they are, shares as percentages."""
     if value is None:
         return UNKNOWN
-    return f"{100 * value:.1f} %" if metric_named(name).share else f"{value:,.3f}"
+    if metric_named(name).share:
+        return f"{100 * value:.1f} %"
+    return f"{value:,.3f}"
 
 
 COSTS: dict[str, tuple[str, Callable[[float | None], str]]] = {
@@ -75,7 +84,9 @@ SCORE_HEAD = ["score on the central test set", "before", "after", "majority clas
 
 def ratio_of(value: float, reference: float | None) -> float | None:
     """Divide by a reference; None where that is unknown or zero."""
-    return value / reference if reference else None
+    if not reference:
+        return None
+    return value / reference
 
 
 def cost_head(report: Mapping[str, Any]) -> list[str]:
@@ -86,12 +97,16 @@ def cost_head(report: Mapping[str, Any]) -> list[str]:
 
 def cost_rows(report: Mapping[str, Any]) -> list[list[str]]:
     """Return the cost table: a row per entry of COSTS, beside full-model FedAvg."""
-    cost, reference, same = report["cost"], report["reference"], report["ratio_same_optimisations"]
+    same = report["ratio_same_optimisations"]
     rows = []
     for name, (label, text) in COSTS.items():
-        optimised = format_ratio(same[name]) if name in same else ""
-        ratio = format_ratio(ratio_of(cost[name], reference[name]))
-        rows.append([label, text(cost[name]), text(reference[name]), ratio, optimised])
+        own = report["cost"][name]
+        full = report["reference"][name]
+        ratio_same = ""
+        if name in same:
+            ratio_same = format_ratio(same[name])
+        ratio = format_ratio(ratio_of(own, full))
+        rows.append([label, text(own), text(full), ratio, ratio_same])
     return rows
 
 
@@ -100,9 +115,9 @@ def score_rows(report: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for name, after in report["final"].items():
         metric = metric_named(name)
-        majority = report.get("majority") if metric.has_majority else None
-        scores = [format_score(name, score) for score in (report["initial"].get(name), after)]
-        rows.append(
-            [metric.label, *scores, "" if majority is None else format_score(name, majority)]
-        )
+        before = report["initial"].get(name)
+        majority = ""
+        if metric.has_majority and report.get("majority") is not None:
+            majority = format_score(name, report["majority"])
+        rows.append([metric.label, format_score(name, before), format_score(name, after), majority])
     return rows

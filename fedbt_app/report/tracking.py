@@ -6,13 +6,13 @@ from pathlib import Path
 from fedbt_app.costs.ledger import RoundEntry
 from fedbt_app.errors import FedBTError
 
-FOLDER, FILES = "tensorboard", "events.out.tfevents.*"
+FOLDER = "tensorboard"
+FILES = "events.out.tfevents.*"
 COSTS = ("train_flops", "uplink_bytes", "downlink_bytes", "seconds")
 
 
 def board(output: Path, wanted: bool, done: int | None) -> Callable[[RoundEntry], None]:
-    """Return what writes a finished round into `tensorboard/` of `output`; it writes nothing unless
-    `wanted`.
+    """Return what writes a finished round into `tensorboard/` of `output`, if that is `wanted`.
 
     Parameters
     ----------
@@ -26,15 +26,19 @@ def board(output: Path, wanted: bool, done: int | None) -> Callable[[RoundEntry]
         When TensorBoard is not installed, or the folder cannot be used; nothing is dropped then.
     """
     folder = output / FOLDER
+    # TensorBoard hides what it has of the rounds from here on: this run does them again
+    purge_step = None
+    if done is not None:
+        purge_step = done + 1
     try:
         if wanted:
             from torch.utils.tensorboard import SummaryWriter
-        for path in folder.glob(FILES) if done is None else ():
-            path.unlink()
+        if done is None:
+            for path in folder.glob(FILES):
+                path.unlink()
         if not wanted:
             return lambda entry: None
-        # TensorBoard hides what it has of the rounds from `purge_step` on: this run does them again
-        writer = SummaryWriter(str(folder), purge_step=None if done is None else done + 1)
+        writer = SummaryWriter(str(folder), purge_step=purge_step)
     except ImportError:
         raise FedBTError(
             "tensorboard=true needs TensorBoard where the server runs: pip install 'fedbt-app[tensorboard]', or drop it"

@@ -7,18 +7,15 @@ from fedbt_app.tasks.metrics import Metric
 from fedbt_app.tasks.mlm import MaskedLanguageModelling
 from fedbt_app.tasks.ner import NamedEntities
 
-TASKS: Choices[Task] = Choices(
-    "task",
-    {task.name: task for task in (MaskedLanguageModelling(), Classification(), NamedEntities())},
-)
+_ALL: tuple[Task, ...] = (MaskedLanguageModelling(), Classification(), NamedEntities())
+TASKS: Choices[Task] = Choices("task", {task.name: task for task in _ALL})
 
 
 def metric_named(name: str) -> Metric:
-    """Return the metric of that name; one made of its name where no task here has it (a newer
-    report's).
-    """
+    """Return the metric of that name; one made of its name if no task here has it."""
     for task in TASKS.values():
         for metric in task.metrics:
             if metric.name == name:
                 return metric
+    # a newer report's
     return Metric(name, name.replace("_", " ").replace("f1", "F1"))

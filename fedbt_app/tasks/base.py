@@ -1,6 +1,4 @@
-"""What a task has to say of itself: its columns, word pieces, labels, loss, metrics and published
-order of blocks.
-"""
+"""What a task has to say of itself: columns, word pieces, labels, loss, metrics, order of blocks."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -86,8 +84,9 @@ class Reading:
 
 @dataclass(frozen=True)
 class Read:
-    """What a task makes of a batch of rows: B examples, T word pieces, P loss positions (padded
-    with 0).
+    """What a task makes of a batch of rows.
+
+    There are B examples, T word pieces and P loss positions (padded with 0).
 
     Attributes
     ----------
@@ -231,22 +230,21 @@ class Task(ABC):
 
     def merged_labels(self, reported: Iterable[Iterable[str]]) -> tuple[str, ...]:
         """Merge the label names of the clients, in the order of their ids."""
-        return tuple(sorted({name for names in reported for name in names}))
+        merged: set[str] = set()
+        for names in reported:
+            merged.update(names)
+        return tuple(sorted(merged))
 
     def skew_by(
         self, settings: Settings, columns: Mapping[str, Sequence[Any]]
     ) -> Sequence[Any] | None:
-        """Return what a partition skewed by label goes by, one value a row; None where the data has
-        no such column.
-        """
+        """Return what a skewed partition goes by, one value a row; None without such a column."""
         return columns.get(settings.label_column)
 
     # -- batches -----------------------------------------------------------------------------------
 
     def versions(self, settings: Settings) -> int:
-        """Return how many versions of each row there are, one a round in turn; 0 where each epoch
-        makes its own.
-        """
+        """Return how many versions of a row take turns, one a round; 0: each epoch makes its own."""
         return 1
 
     def fixed(self, rows: Sequence[Row], reading: Reading, seed: Sequence[int]) -> Sequence[Row]:
@@ -280,13 +278,18 @@ class Task(ABC):
     def loss(
         self, outputs: "torch.Tensor", targets: "torch.Tensor", reduction: str = "mean"
     ) -> "torch.Tensor":
-        """Return the mean (or `sum`) of the loss of outputs (B, P, classes) at the loss positions:
-        cross-entropy.
+        """Return the mean (or `sum`) of the cross-entropy at the loss positions.
+
+        `outputs` are (B, P, classes), `targets` (B, P).
         """
         from torch.nn.functional import cross_entropy
 
-        flat = outputs.flatten(0, 1).float()
-        return cross_entropy(flat, targets.flatten(), ignore_index=IGNORED, reduction=reduction)
+        return cross_entropy(
+            outputs.flatten(0, 1).float(),
+            targets.flatten(),
+            ignore_index=IGNORED,
+            reduction=reduction,
+        )
 
     def scores(self, labels: tuple[str, ...]) -> "Scores":
         """Return what collects an evaluation's predictions."""
@@ -305,9 +308,7 @@ class Task(ABC):
         """
 
     def majority(self, label_counts: Mapping[str, int]) -> float | None:
-        """Return the score of always answering the most frequent label; None where that means
-        nothing.
-        """
+        """Return the score of always answering the most frequent label; None if meaningless."""
         return None
 
     # -- plan --------------------------------------------------------------------------------------
@@ -317,9 +318,7 @@ class Task(ABC):
         """Return the blocks that each round trains in the paper's order, ascending."""
 
     def measured(self, depth: int) -> str:
-        """Return the schedule that our measurements chose for so shallow a model; empty for the
-        published order.
-        """
+        """Return the schedule that we measured best for so shallow a model; empty: the published."""
         return ""
 
 
@@ -372,7 +371,8 @@ def cut_at(ids: list[int], max_length: int) -> list[int]:
 
 def padded(length: int) -> int:
     """Round a length up to what it is padded to."""
-    return -(-int(length) // MULTIPLE) * MULTIPLE
+    multiples = -(-int(length) // MULTIPLE)  # negated twice: division that rounds up
+    return multiples * MULTIPLE
 
 
 def in_batches(values: list[Any], size: int = 1000) -> Iterator[list[Any]]:

@@ -48,20 +48,26 @@ class Batch:
         return [self._part(slice(start, start + size)) for start in starts]
 
     def _part(self, examples: slice) -> "Batch":
+        mask = self.mask
+        if mask is not None:
+            mask = mask[examples]
         return Batch(
-            self.input_ids[examples],
-            None if self.mask is None else self.mask[examples],
-            self.positions[examples],
-            self.labels[examples],
-            self.rows[examples],
+            input_ids=self.input_ids[examples],
+            mask=mask,
+            positions=self.positions[examples],
+            labels=self.labels[examples],
+            rows=self.rows[examples],
         )
 
     def to(self, device: torch.device) -> "Batch":
         """Move to `device`."""
+        mask = self.mask
+        if mask is not None:
+            mask = mask.to(device, non_blocking=True)
         return replace(
             self,
             input_ids=self.input_ids.to(device, non_blocking=True),
-            mask=None if self.mask is None else self.mask.to(device, non_blocking=True),
+            mask=mask,
             positions=self.positions.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
         )
@@ -75,20 +81,22 @@ class Collator:
     reading: Reading
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], generator: np.random.Generator) -> Batch:
-        """Collate `rows`; `generator` draws what the task draws anew in each batch, and nothing
-        else.
-        """
-        lengths = [len(row["input_ids"]) for row in rows]
-        longest = max(lengths)
-        width = padded(longest) if min(lengths) < longest else longest
+        """Collate `rows`; from `generator` only the task draws, what is new in each batch."""
+        lengths = np.array([len(row["input_ids"]) for row in rows])
+        width = int(lengths.max())
+        if lengths.min() < width:
+            width = padded(width)
         ids = np.full((len(rows), width), self.reading.tokens.pad, dtype=np.int64)
-        for index, row in enumerate(rows):
-            ids[index, : lengths[index]] = row["input_ids"]
-        present = np.arange(width) < np.array(lengths)[:, None]
+        for padded_ids, length, row in zip(ids, lengths, rows, strict=True):
+            padded_ids[:length] = row["input_ids"]  # a view: this fills `ids`
+        present = np.arange(width) < lengths[:, None]
         read = self.task.read(rows, ids, present, self.reading, generator)
+        mask = None
+        if not present.all():
+            mask = torch.from_numpy(present)
         return Batch(
             input_ids=torch.from_numpy(read.ids),
-            mask=None if present.all() else torch.from_numpy(present),
+            mask=mask,
             positions=torch.from_numpy(read.positions),
             labels=torch.from_numpy(read.targets),
         )

@@ -119,7 +119,9 @@ class Classification(Task):
 
     def majority(self, label_counts: Mapping[str, int]) -> float | None:
         """Return the accuracy of always answering the most frequent class."""
-        return max(label_counts.values(), default=0) / max(1, sum(label_counts.values()))
+        most = max(label_counts.values(), default=0)
+        total = sum(label_counts.values())
+        return most / max(1, total)
 
     def published(self, num_rounds: int, depth: int, local_depth: int) -> list[Blocks]:
         """Return the deepest 1, 2, .. blocks in turn."""

@@ -1,6 +1,4 @@
-"""Every metric: its name in reports, what people call it, which way is better, and how it is
-written.
-"""
+"""Every metric: its name in reports and among people, which way is better, how it is written."""
 
 from dataclasses import dataclass
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 MIN_TAIL = 8  # word pieces that make the last, short chunk worth keeping
-# of the chosen pieces: become [MASK], become a random piece; the rest stays
-MASKED, REPLACED = 0.8, 0.1
+MASKED = 0.8  # of the chosen pieces become [MASK]
+REPLACED = 0.1  # of them become a random piece; the rest stays
 
 
 class MaskedLanguageModelling(Task):
@@ -50,7 +50,9 @@ class MaskedLanguageModelling(Task):
 
     def check(self, settings: Settings, row: Row, where: str) -> Sequence[str] | None:
         """Return no labels; None for a row without text."""
-        return () if checked_text(settings, row, where) else None
+        if not checked_text(settings, row, where):
+            return None
+        return ()
 
     def tokenise(
         self, settings: Settings, tokenizer: "PreTrainedTokenizerFast", rows: Columns
@@ -60,9 +62,10 @@ class MaskedLanguageModelling(Task):
         """
         first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
         body = settings.max_length - 2
-        stream = array("i")
+        stream = array("i")  # of millions of pieces: far smaller than a list
         for texts in in_batches(rows[settings.text_column]):
-            for pieces in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
+            coded = tokenizer(texts, add_special_tokens=False, verbose=False)
+            for pieces in coded["input_ids"]:
                 if stream and pieces:
                     stream.append(last)
                 stream.extend(pieces)
@@ -78,7 +81,9 @@ class MaskedLanguageModelling(Task):
 
     def versions(self, settings: Settings) -> int:
         """Return the number of fixed maskings; 0 where each epoch masks anew."""
-        return settings.static_maskings if settings.masking == "static" else 0
+        if settings.masking != "static":
+            return 0
+        return settings.static_maskings
 
     def fixed(self, rows: Sequence[Row], reading: Reading, seed: Sequence[int]) -> Sequence[Row]:
         """Give each row one masking for good, so that what frozen blocks make of it can be kept."""
@@ -86,9 +91,14 @@ class MaskedLanguageModelling(Task):
         masked = []
         for row in rows:
             ids = np.array([row["input_ids"]], dtype=np.int64)
-            read = self.read([row], ids, np.ones_like(ids, dtype=bool), reading, generator)
-            values = {"input_ids": read.ids, "positions": read.positions, "targets": read.targets}
-            masked.append({name: value[0].tolist() for name, value in values.items()})
+            present = np.ones_like(ids, dtype=bool)
+            read = self.read([row], ids, present, reading, generator)
+            masked_row = {
+                "input_ids": read.ids[0].tolist(),
+                "positions": read.positions[0].tolist(),
+                "targets": read.targets[0].tolist(),
+            }
+            masked.append(masked_row)
         return masked
 
     def read(
@@ -103,24 +113,11 @@ class MaskedLanguageModelling(Task):
         if "positions" in rows[0]:
             return _already_masked(rows, ids)
         candidates = present & ~np.isin(ids, reading.tokens.special)
-        wanted = np.maximum(
-            1, np.round(candidates.sum(axis=1) * reading.mask_probability).astype(int)
-        )
-        # The candidates with the lowest random scores are chosen; 2 is above every score.
-        scores = np.where(candidates, generator.random(ids.shape), 2.0)
-        order = np.argsort(scores, axis=1)[:, : wanted.max()]
-        chosen = (np.arange(wanted.max()) < wanted[:, None]) & (
-            np.take_along_axis(scores, order, axis=1) < 2.0
-        )
+        order, chosen = _choose(candidates, reading.mask_probability, generator)
         positions = np.where(chosen, order, 0)
-        targets = np.where(chosen, np.take_along_axis(ids, positions, axis=1), IGNORED)
-        fate = generator.random(positions.shape)
-        masked = chosen & (fate < MASKED)
-        replaced = chosen & (fate >= MASKED) & (fate < MASKED + REPLACED)
-        row_of = np.broadcast_to(np.arange(len(ids))[:, None], positions.shape)
-        ids[row_of[masked], positions[masked]] = reading.tokens.mask
-        random_pieces = generator.integers(0, reading.tokens.vocabulary, replaced.sum())
-        ids[row_of[replaced], positions[replaced]] = random_pieces
+        true = np.take_along_axis(ids, positions, axis=1)
+        targets = np.where(chosen, true, IGNORED)
+        _hide(ids, positions, chosen, reading, generator)
         return Read(ids, positions, targets)
 
     def full_positions(self, length: int, mask_probability: float) -> int:
@@ -142,12 +139,45 @@ class MaskedLanguageModelling(Task):
         return [(block,) for block in shallow_progressive(num_rounds, local_depth)]
 
 
+def _choose(
+    candidates: np.ndarray, probability: float, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return positions (B, P) and which of them are chosen: a share of each row's candidates."""
+    wanted = np.round(candidates.sum(axis=1) * probability).astype(int)
+    wanted = np.maximum(1, wanted)
+    most = wanted.max()
+    # The candidates with the lowest random scores are chosen; 2 is above every score.
+    scores = np.where(candidates, generator.random(candidates.shape), 2.0)
+    order = np.argsort(scores, axis=1)[:, :most]
+    is_candidate = np.take_along_axis(scores, order, axis=1) < 2.0
+    is_wanted = np.arange(most) < wanted[:, None]
+    return order, is_wanted & is_candidate
+
+
+def _hide(
+    ids: np.ndarray,
+    positions: np.ndarray,
+    chosen: np.ndarray,
+    reading: Reading,
+    generator: np.random.Generator,
+) -> None:
+    """Put [MASK] or a random piece in the place of most chosen pieces of `ids`."""
+    fate = generator.random(positions.shape)
+    masked = chosen & (fate < MASKED)
+    replaced = chosen & (fate >= MASKED) & (fate < MASKED + REPLACED)
+    row_of = np.broadcast_to(np.arange(len(ids))[:, None], positions.shape)
+    ids[row_of[masked], positions[masked]] = reading.tokens.mask
+    random_pieces = generator.integers(0, reading.tokens.vocabulary, replaced.sum())
+    ids[row_of[replaced], positions[replaced]] = random_pieces
+
+
 def _already_masked(rows: Sequence[Row], ids: np.ndarray) -> Read:
     """Take the masking that each row has for good."""
-    width = max(len(row["positions"]) for row in rows)
-    positions = np.zeros((len(rows), width), dtype=np.int64)
-    targets = np.full((len(rows), width), IGNORED, dtype=np.int64)
+    shape = (len(rows), max(len(row["positions"]) for row in rows))
+    positions = np.zeros(shape, dtype=np.int64)
+    targets = np.full(shape, IGNORED, dtype=np.int64)
     for index, row in enumerate(rows):
-        positions[index, : len(row["positions"])] = row["positions"]
-        targets[index, : len(row["targets"])] = row["targets"]
+        count = len(row["positions"])
+        positions[index, :count] = row["positions"]
+        targets[index, :count] = row["targets"]
     return Read(ids, positions, targets)

@@ -71,7 +71,9 @@ class NamedEntities(Task):
                     f"{where}: tag {place} of column {settings.tags_column!r} is none of O, B-x, I-x: "
                     "set tags-column, or write BIO tags"
                 )
-        return tags if any(token.strip() for token in tokens) else None
+        if not any(token.strip() for token in tokens):
+            return None
+        return tags
 
     def tokenise(
         self, settings: Settings, tokenizer: "PreTrainedTokenizerFast", rows: Columns
@@ -94,7 +96,8 @@ class NamedEntities(Task):
             for row, whole in enumerate(coded["input_ids"]):
                 ids = cut_at(whole, settings.max_length)
                 word_tags = next(gold)
-                tags, words = _first_pieces(coded.word_ids(row)[: len(ids)], word_tags)
+                word_of = [*coded.word_ids(row)[: len(ids) - 1], None]  # the last one is [SEP]
+                tags, words = _first_pieces(word_of, word_tags)
                 made["input_ids"].append(ids)
                 made["tags"].append(tags)
                 made["words"].append(words)
@@ -107,15 +110,18 @@ class NamedEntities(Task):
 
     def merged_labels(self, reported: Iterable[Iterable[str]]) -> tuple[str, ...]:
         """Merge the tags; every entity type gets both its B- and its I- tag."""
-        types = {name[2:] for names in reported for name in names if name != OUTSIDE}
-        return tuple(sorted({OUTSIDE} | {f"{prefix}-{kind}" for kind in types for prefix in "BI"}))
+        merged = {OUTSIDE}
+        for names in reported:
+            for name in names:
+                if name != OUTSIDE:
+                    kind = name[2:]
+                    merged |= {f"B-{kind}", f"I-{kind}"}
+        return tuple(sorted(merged))
 
     def skew_by(
         self, settings: Settings, columns: Mapping[str, Sequence[Any]]
     ) -> Sequence[Any] | None:
-        """Return each row's label, where there is such a column, else the type of its
-        first entity.
-        """
+        """Return each row's label if there is such a column, else the type of its first entity."""
         if settings.label_column in columns or settings.tags_column not in columns:
             return super().skew_by(settings, columns)
         return [first_entity(tags) for tags in columns[settings.tags_column]]
@@ -129,16 +135,14 @@ class NamedEntities(Task):
         generator: np.random.Generator,
     ) -> Read:
         """Read the first piece of each word."""
-        tagged = [
-            [(at, reading.label_id(tag)) for at, tag in enumerate(row["tags"]) if tag]
-            for row in rows
-        ]
+        tagged = [_tagged(row["tags"]) for row in rows]
         width = padded(max(1, *map(len, tagged)))
         positions = np.zeros((len(rows), width), dtype=np.int64)
         targets = np.full((len(rows), width), IGNORED, dtype=np.int64)
-        for index, pairs in enumerate(tagged):
-            if pairs:
-                positions[index, : len(pairs)], targets[index, : len(pairs)] = np.array(pairs).T
+        for index, tags in enumerate(tagged):
+            count = len(tags)
+            positions[index, :count] = list(tags)
+            targets[index, :count] = [reading.label_id(tag) for tag in tags.values()]
         return Read(ids, positions, targets)
 
     def full_positions(self, length: int, mask_probability: float) -> int:
@@ -178,6 +182,27 @@ class NamedEntities(Task):
     def measured(self, depth: int) -> str:
         """Return the first, the middle and the last block in every round."""
         return f"0,{(depth - 1) // 2},-1"
+
+
+def _first_piece_tags(word_of_pieces: Iterable[int | None], tags: Iterable[str]) -> list[str]:
+    """Return a tag for each piece; None is the word of [CLS] and [SEP]."""
+    left = dict(enumerate(tags))
+    made = []
+    for word in word_of_pieces:
+        if word is None:
+            made.append("")
+        else:
+            made.append(left.pop(word, ""))  # gone: a further piece of the word
+    return made
+
+
+def _tagged(tags: Iterable[str]) -> dict[int, str]:
+    """Return the tags by their position, without the empty ones."""
+    return {position: tag for position, tag in enumerate(tags) if tag}
+
+
+def _names(label_ids: Iterable[int], labels: Sequence[str]) -> list[str]:
+    return [labels[label] for label in label_ids]
 
 
 def first_entity(tags: Iterable[str]) -> str:

@@ -11,7 +11,9 @@ def shallow_progressive(num_rounds: int, local_depth: int) -> list[int]:
     Half of the remaining rounds go to the present block, then the next deeper one has its turn:
     10 rounds give 0,0,0,0,0,1,1,1,2,3. The block stays below `local_depth`.
     """
-    block, remaining, schedule = 0, num_rounds, []
+    block = 0
+    remaining = num_rounds  # when the present block's turn began
+    schedule = []
     for index in range(num_rounds):
         if index and index == num_rounds - remaining // 2:
             block = min(block + 1, local_depth - 1)
@@ -26,4 +28,5 @@ def cyclic_decreasing(num_rounds: int, depth: int) -> list[int]:
     One step shallower a round and, after a window of depth/2 rounds, back to the deepest block.
     """
     window = max(1, depth // 2)
-    return [depth - 1 - index % window for index in range(num_rounds)]
+    deepest = depth - 1
+    return [deepest - index % window for index in range(num_rounds)]

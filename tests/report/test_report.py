@@ -10,6 +10,7 @@ import pytest
 
 from fedbt_app.costs.ledger import Ledger, RoundEntry
 from fedbt_app.errors import FedBTError
+from fedbt_app.files import PARTIAL
 from fedbt_app.report import plots, report
 
 COST_NAMES = {
@@ -192,7 +193,8 @@ def test_report_json_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(report.os, "replace", watch)
     report.write(tmp_path, make_record())
-    assert seen == ["cost.png", "metric.png", "report.json.part", "report.md"]
+    (partial,) = (name for name in seen if name.endswith(PARTIAL))
+    assert set(seen) == {"cost.png", "metric.png", partial, "report.md"}
 
 
 def test_clear_removes_a_report_and_nothing_else(tmp_path: Path) -> None:
