@@ -14,6 +14,7 @@ import pytest
 from fedbt_app.config import RunConfig, defaults
 from fedbt_app.data import examples
 from fedbt_app.errors import FedBTError
+from fedbt_app.tasks.base import Fit
 
 BASE = defaults()
 ROWS = [{"text": f"patient {number} is well", "label": "ab"[number % 2]} for number in range(40)]
@@ -96,11 +97,11 @@ def test_text_in_the_place_of_labels_does_not_leave_the_site(tmp_path: Path, con
 def test_a_folder_has_its_own_splits(tmp_path: Path, config: Any) -> None:
     write(tmp_path / "data" / "train.jsonl", ROWS[:20])
     write(tmp_path / "data" / "validation.jsonl", ROWS[20:30])
-    assert texts(examples.test_data(config(), tokenizer, "minilm")) == [
+    assert texts(examples.test_data(config(), tokenizer, "minilm").examples) == [
         row["text"] for row in ROWS[20:30]
     ]
     write(tmp_path / "data" / "test.jsonl", ROWS[30:])
-    assert texts(examples.test_data(config(), tokenizer, "minilm")) == [
+    assert texts(examples.test_data(config(), tokenizer, "minilm").examples) == [
         row["text"] for row in ROWS[30:]
     ]
     for partition in (None, (0, 1)):
@@ -127,7 +128,7 @@ def test_a_site_of_its_own_trains_on_all_its_rows_without_a_test_split(
 
 def test_a_server_needs_no_train_file(tmp_path: Path, config: Any) -> None:
     write(tmp_path / "data" / "test.jsonl", ROWS[:5])
-    assert len(examples.test_data(config(), tokenizer, "minilm")) == 5
+    assert len(examples.test_data(config(), tokenizer, "minilm").examples) == 5
     assert "has no split train" in raised(lambda: client(config()))
 
 
@@ -136,7 +137,7 @@ def test_train_heldout_and_test_are_disjoint_and_complete(tmp_path: Path, config
     for partitioner in ("iid", "dirichlet"):
         made = config(dataset=file, partitioner=partitioner, test_fraction=0.2, dirichlet_alpha=5.0)
         clients = [client(made, (number, 3)) for number in range(3)]
-        test = examples.test_data(made, tokenizer, "minilm")
+        test = examples.test_data(made, tokenizer, "minilm").examples
         parts = [texts(part) for found in clients for part in (found.train, found.heldout)]
         assert len(test) == 8
         assert all(parts)
@@ -148,7 +149,7 @@ def test_mlm_splits_rows_before_chunking(tmp_path: Path, config: Any) -> None:
     file = write(tmp_path / "x.txt", [{"text": f"number {n} " + "word " * 9} for n in range(30)])
     made = config(dataset=file, task="mlm", max_length=32, test_fraction=0.2, heldout_fraction=0.2)
     found = client(made, (0, 1))
-    parts = [found.train, found.heldout, examples.test_data(made, tokenizer, "minilm")]
+    parts = [found.train, found.heldout, examples.test_data(made, tokenizer, "minilm").examples]
     seen = [
         {int(word) for text in texts(part) for word in text.split() if word.isdigit()}
         for part in parts
@@ -162,9 +163,11 @@ def test_caps(tmp_path: Path, config: Any) -> None:
     made = config(dataset=file, max_train_examples=12, max_test_examples=2)
     clients = [client(made, (number, 2)) for number in range(2)]
     assert [len(found.train) + len(found.heldout) for found in clients] == [6, 6]
-    capped = texts(examples.test_data(made, tokenizer, "minilm"))
+    capped = texts(examples.test_data(made, tokenizer, "minilm").examples)
     assert len(capped) == 2
-    assert set(capped) < set(texts(examples.test_data(config(dataset=file), tokenizer, "minilm")))
+    assert set(capped) < set(
+        texts(examples.test_data(config(dataset=file), tokenizer, "minilm").examples)
+    )
 
 
 def test_another_seed_is_another_split(tmp_path: Path, config: Any) -> None:
@@ -220,11 +223,35 @@ def test_tags_stand_at_the_first_piece_of_each_word(tmp_path: Path, config: Any)
     pieces = tokenizer().convert_ids_to_tokens(example["input_ids"])
     assert list(zip(pieces, example["tags"], strict=True)) == wanted
     assert len(wanted) > len(words) + 2  # some word has several pieces
-    assert found.label_counts == {
-        "B-Disease": 1,
-        "B-Drug": 1,
-        "O": 2,
-    }  # one word has no piece at all
+    # one word has no piece at all: its tag counts all the same, and it is told
+    assert found.label_counts == {"B-Disease": 1, "B-Drug": 1, "I-Drug": 1, "O": 2}
+    assert example["gold"] == row["ner_tags"]
+    assert example["words"] == [0, 2, 3, 4]
+    assert (found.fit.labelled, found.fit.labelled_cut, found.fit.rows_cut) == (3, 1, 0)
+
+
+def test_what_is_cut_is_counted_and_the_gold_standard_keeps_it(tmp_path: Path, config: Any) -> None:
+    words = ["word"] * 20
+    tags = ["O"] * 10 + ["B-x", "I-x"] * 5
+    file = write(tmp_path / "x.jsonl", [{"tokens": words, "ner_tags": tags}] * 4)
+    short = config(dataset=file, task="ner", max_length=14, test_fraction=0.0, heldout_fraction=0.0)
+    found = client(short)
+    assert found.train[0]["gold"] == tags
+    assert found.train[0]["tags"] == ["", *tags[:12], ""]
+    assert found.fit == Fit(4, 4, pieces=80, pieces_cut=32, labelled=40, labelled_cut=32)
+    (warning,) = found.fit.warnings
+    assert "4 of 4 rows are cut, 40.0 % of the word pieces and 32 of 40 labelled words" in warning
+    assert client(short.with_node({"tags-column": "ner_tags"})).fit == found.fit  # from the cache
+
+
+def test_rows_of_a_foreign_script_are_told_as_unknown(tmp_path: Path, config: Any) -> None:
+    rows = [
+        {"text": "\u4e00 \U0001f9ec word word", "label": "a"},
+        {"text": "word", "label": "b"},
+    ] * 5
+    found = client(config(dataset=write(tmp_path / "x.jsonl", rows), test_fraction=0.0))
+    assert found.fit.unknown > 0
+    assert any("[UNK]" in warning for warning in found.fit.warnings)
 
 
 def test_ner_is_truncated_with_its_tags(tmp_path: Path, config: Any) -> None:
@@ -274,14 +301,14 @@ def test_a_hit_loads_neither_data_nor_tokenizer(
 ) -> None:
     for task, rows in {"classification": ROWS, "mlm": ROWS, "ner": WORDS}.items():
         made = config(dataset=write(tmp_path / f"{task}.jsonl", rows), task=task)
-        first, test = client(made, (0, 2)), examples.test_data(made, tokenizer, "minilm")
+        first, test = client(made, (0, 2)), examples.test_data(made, tokenizer, "minilm").examples
         with monkeypatch.context() as patch:
             patch.setattr(examples, "readers", no_tokenizer)
             again = examples.client_data(made, no_tokenizer, "minilm", (0, 2))
             assert again.label_counts == first.label_counts
             assert list(again.train) == list(first.train)
             assert list(again.heldout) == list(first.heldout)
-            assert list(examples.test_data(made, no_tokenizer, "minilm")) == list(test)
+            assert list(examples.test_data(made, no_tokenizer, "minilm").examples) == list(test)
 
 
 def test_whatever_matters_makes_another_entry(tmp_path: Path, config: Any) -> None:
@@ -381,7 +408,7 @@ def test_embedded_data(config: Any) -> None:
     )
     found = client(made, (1, 4))
     assert len(found.train) + len(found.heldout) == sum(found.label_counts.values())
-    assert len(examples.test_data(made, tokenizer, "minilm")) == 50
+    assert len(examples.test_data(made, tokenizer, "minilm").examples) == 50
     assert examples.describe(made).startswith("Human Phenotype Ontology, hp/releases/")
     nothing = raised(lambda: client(config(dataset="embedded", task="ner")))
     assert "has nothing for task=ner: set dataset to a file" in nothing

@@ -17,14 +17,17 @@ from fedbt_app.tasks import TASKS, metric_named
 from fedbt_app.tasks.base import (
     Blocks,
     Columns,
+    Fit,
     Pair,
     Read,
     Reading,
     Row,
     Settings,
+    Tally,
     Task,
-    all_positions,
+    Tokenised,
     checked_text,
+    mean_loss,
 )
 from fedbt_app.tasks.metrics import LOSS, Metric
 from fedbt_app.wire.local_grid import LocalGrid, simulated
@@ -52,12 +55,11 @@ class LongWords(Task):
 
     def tokenise(
         self, settings: Settings, tokenizer: "PreTrainedTokenizerFast", rows: Columns
-    ) -> Columns:
-        coded = tokenizer(
-            rows[settings.text_column], truncation=True, max_length=settings.max_length
-        )
+    ) -> Tokenised:
+        texts = rows[settings.text_column]
+        coded = tokenizer(texts, truncation=True, max_length=settings.max_length)
         sizes = [[len(tokenizer.decode([piece])) for piece in ids] for ids in coded["input_ids"]]
-        return {"input_ids": coded["input_ids"], "sizes": sizes}
+        return Tokenised({"input_ids": coded["input_ids"], "sizes": sizes}, Fit(rows=len(texts)))
 
     def labels_in(self, split: Mapping[str, Any]) -> Sequence[str]:
         return ["long" if size > 5 else "short" for sizes in split["sizes"] for size in sizes]
@@ -79,11 +81,15 @@ class LongWords(Task):
     def full_positions(self, length: int, mask_probability: float) -> int:
         return 3
 
-    def scored(
-        self, pairs: Sequence[Pair], loss: float, labels: tuple[str, ...]
-    ) -> dict[str, float]:
-        true, predicted = all_positions(pairs)
-        return {"loss": loss, "hits": float((true == predicted).mean())}
+    def tallied(self, pair: Pair, labels: tuple[str, ...]) -> Tally:
+        return {
+            "hits": sum(
+                true == guess for true, guess in zip(pair.true, pair.predicted, strict=True)
+            )
+        }
+
+    def scored(self, tally: Mapping[str, float], labels: tuple[str, ...]) -> dict[str, float]:
+        return {"loss": mean_loss(tally), "hits": tally["hits"] / tally["positions"]}
 
     def published(self, num_rounds: int, depth: int, local_depth: int) -> list[Blocks]:
         return [(depth - 1,)] * num_rounds

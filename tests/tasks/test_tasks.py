@@ -1,4 +1,5 @@
 import itertools
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from fedbt_app.errors import FedBTError
 from fedbt_app.tasks import TASKS, metric_named
-from fedbt_app.tasks.base import IGNORED, Reading, SpecialTokens
+from fedbt_app.tasks.base import IGNORED, Reading, Scores, SpecialTokens
 from fedbt_app.tasks.batch import Batch, Collator, special_tokens
 
 PAD, MASK, VOCABULARY = 0, 4, 1000
@@ -175,10 +176,23 @@ def test_a_label_outside_the_set_is_an_error_that_names_the_set() -> None:
 def scored(
     task: str, labels: tuple[str, ...], logits: torch.Tensor, truth: torch.Tensor
 ) -> dict[str, float]:
+    return tallied(task, labels, logits, truth, size=4).metrics()  # the last batch is short
+
+
+def tallied(
+    task: str, labels: tuple[str, ...], logits: torch.Tensor, truth: torch.Tensor, size: int
+) -> Scores:
+    """Return the scores of examples, each of whose words has one piece."""
     scores = TASKS[task].scores(labels)
-    for start in range(0, len(truth), 4):  # in batches, the last of them short
-        scores.add(logits[start : start + 4], truth[start : start + 4])
-    return scores.metrics()
+    rows = []
+    for own in truth:
+        kept = own[own != IGNORED].tolist()
+        gold = [labels[label] for label in kept] if task == "ner" else []
+        rows.append({"gold": gold, "words": list(range(len(gold)))})
+    for start in range(0, len(truth), size):
+        batch = slice(start, start + size)
+        scores.add(logits[batch], truth[batch], rows[batch])
+    return scores
 
 
 def test_classification_metrics_are_those_of_sklearn() -> None:
@@ -235,6 +249,44 @@ def test_ner_metrics_are_seqevals_over_entities() -> None:
     assert found["precision"] == pytest.approx(precision_score(true, guess))
     assert found["recall"] == pytest.approx(recall_score(true, guess))
     assert 0 < found["f1"] < 1
+
+
+def test_counts_of_sites_add_up_to_the_scores_of_one_process() -> None:
+    generator = torch.Generator().manual_seed(2)
+    for task, labels, positions in (
+        ("classification", CLASSES, 1),
+        ("ner", TAGS, 9),
+        ("mlm", (), 4),
+    ):
+        logits = torch.randn(40, positions, 3, generator=generator)
+        truth = torch.randint(0, 3, (40, positions), generator=generator)
+        whole = tallied(task, labels, logits, truth, size=8)
+        sums: Counter[str] = Counter()
+        for site in (slice(0, 3), slice(3, 11), slice(11, 40)):
+            sums.update(tallied(task, labels, logits[site], truth[site], size=8).tally)
+        pooled = TASKS[task].scored(sums, labels)
+        assert pooled.pop("loss") == pytest.approx(whole.metrics()["loss"], rel=1e-6)
+        pooled.pop("perplexity", None)
+        assert pooled == {name: whole.metrics()[name] for name in pooled}, task
+
+
+def test_a_site_without_entities_does_not_change_the_score() -> None:
+    perfect = torch.nn.functional.one_hot(torch.tensor([[0, 1, 2]]), 3).float()
+    found = tallied("ner", TAGS, perfect, torch.tensor([[0, 1, 2]]), size=1).tally
+    nothing = tallied("ner", TAGS, perfect[:, 2:], torch.tensor([[2]]), size=1).tally
+    assert TASKS["ner"].scored(Counter(found) + Counter(nothing), TAGS)["f1"] == 1.0
+
+
+def test_entities_that_are_not_read_count_as_missed() -> None:
+    scores = TASKS["ner"].scores(TAGS)
+    perfect = torch.nn.functional.one_hot(torch.tensor([[0, 1]]), 3).float()
+    cut = {
+        "gold": ["B-x", "I-x", "O", "B-x"],
+        "words": [0, 1],
+    }  # the last two words are beyond max-length
+    scores.add(perfect, torch.tensor([[0, 1]]), [cut])
+    found = scores.metrics()
+    assert (found["precision"], found["recall"]) == (1.0, 0.5)
 
 
 def test_no_rows_give_every_metric_of_the_task_and_all_of_them_finite() -> None:

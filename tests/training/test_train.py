@@ -39,6 +39,8 @@ def rows_of(count: int = 48) -> list[dict[str, Any]]:
                 "input_ids": [2, *pieces, 3],
                 "label": "odd" if pieces[0] == 5 else "even",
                 "tags": ["", *tags, ""],
+                "gold": tags,
+                "words": list(range(len(tags))),
             }
         )
     return made
@@ -68,9 +70,9 @@ def test_the_loss_goes_down(tiny_bert: Path) -> None:
     settings = TrainSettings(epochs=3, batch_size=8, learning_rate=1e-2, weight_decay=0.0)
     for method, task in product(METHODS, LABELS):
         local = local_model(tiny_bert, task, plan_of(method, task))
-        before = train.evaluate(local, rows_of(), collator(task), 16)["loss"]
+        before = train.evaluate(local, rows_of(), collator(task), 16).metrics()["loss"]
         trained(local, settings=settings)
-        after = train.evaluate(local, rows_of(), collator(task), 16)["loss"]
+        after = train.evaluate(local, rows_of(), collator(task), 16).metrics()["loss"]
         assert after < 0.9 * before, (method, task)
 
 
@@ -147,7 +149,7 @@ def test_rows_without_a_loss_are_passed_over(tiny_bert: Path) -> None:
 def test_a_learning_rate_of_zero_reports_the_loss_of_the_model_as_it_is(tiny_bert: Path) -> None:
     local = local_model(tiny_bert, "classification", plan_of("head", "classification"))
     still = TrainSettings(epochs=1, batch_size=9, learning_rate=0.0, weight_decay=0.0)
-    before = train.evaluate(local, rows_of(), collator("classification"), 16)["loss"]
+    before = train.evaluate(local, rows_of(), collator("classification"), 16).metrics()["loss"]
     assert trained(local, settings=still).loss == pytest.approx(before, rel=1e-5)
 
 
@@ -223,9 +225,9 @@ def test_evaluation_is_deterministic_and_does_not_change_the_model(tiny_bert: Pa
     for task in LABELS:
         local = local_model(tiny_bert, task, plan_of("full", task), dropout=0.5)
         before = {name: value.clone() for name, value in local.module.state_dict().items()}
-        first = train.evaluate(local, rows_of(), collator(task), 16)
+        first = train.evaluate(local, rows_of(), collator(task), 16).metrics()
         torch.rand(5)
-        assert train.evaluate(local, rows_of(), collator(task), 16) == first
+        assert train.evaluate(local, rows_of(), collator(task), 16).metrics() == first
         assert all(
             torch.equal(value, before[name]) for name, value in local.module.state_dict().items()
         )
@@ -235,7 +237,9 @@ def test_evaluation_is_deterministic_and_does_not_change_the_model(tiny_bert: Pa
 def test_metrics_do_not_depend_on_the_batch_size(tiny_bert: Path) -> None:
     for task in ("classification", "ner"):
         local = local_model(tiny_bert, task, untrained_plan(4))
-        one, other = (train.evaluate(local, rows_of(), collator(task), size) for size in (1, 48))
+        one, other = (
+            train.evaluate(local, rows_of(), collator(task), size).metrics() for size in (1, 48)
+        )
         assert one == pytest.approx(other, rel=1e-4)
 
 

@@ -20,6 +20,7 @@ from fedbt_app.costs.ledger import ClientCosts
 from fedbt_app.errors import FedBTError
 from fedbt_app.parts import PartState
 from fedbt_app.plan import RoundPlan
+from fedbt_app.tasks.base import Fit
 from fedbt_app.wire.local_grid import over_the_wire
 from fedbt_app.wire.messages import (
     FAILED,
@@ -98,6 +99,7 @@ CAPABILITIES = Capabilities(
     local_depth=6,
     device="cuda:1",
     label_counts={"heart": 70, "liver": 63},
+    fit=Fit(rows=133, rows_cut=7, pieces=9000, pieces_cut=120, unknown=3),
     held={"head": PartState(2, "d" * 64)},
 )
 
@@ -175,6 +177,7 @@ def test_capabilities_hold_names_and_counts_and_nothing_else() -> None:
             **{"examples": 120, "heldout": 13, "local_depth": 6, "device": "cuda:1"},
         },
         "labels": {"names": ["heart", "liver"], "counts": [70, 63]},
+        "fit": asdict(CAPABILITIES.fit),
         "held": {"head": json.dumps([2, "d" * 64])},
         "reply": {"status": "ok", "error": ""},
     }
@@ -187,6 +190,7 @@ def test_reply_has_these_records_and_no_other() -> None:
         "held": {"head"},
         "counts": {"num-examples"},
         "metrics": {"train_loss"},
+        "tally": set(),
         "costs": set(asdict(COSTS)),
         "headers": {"head", "block.3"},
         "parts": {"head/values", "block.3/values"},
