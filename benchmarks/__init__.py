@@ -1,3 +1,1 @@
-"""The evidence: what FedBT costs and is worth, measured, stored and put into the pages. See
-README.md here.
-"""
+"""The evidence: what FedBT costs and is worth, measured, stored and put into the pages."""

@@ -1,6 +1,4 @@
-"""Whole runs of the product for benchmarks: each in a fresh process on one thread, several side by
-side.
-"""
+"""Whole runs of the product, each in a fresh process on one thread, several side by side."""
 
 import logging
 import multiprocessing
@@ -37,9 +35,7 @@ class Run:
 def run_all(
     runs: Sequence[Job], processes: int, work: Callable[[Job], Result]
 ) -> Iterator[tuple[Job, Result]]:
-    """Do `work` on all and yield each with what came of it, as they finish; the first that fails
-    stops the rest.
-    """
+    """Do `work` on all and yield each with its result, as they finish; a failure stops the rest."""
     # Many clients in turn in one process: keep freed memory. Handed back, the dense gradient of the
     # embeddings would be paged in anew each step, a tenth of BERT-FL's time.
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
@@ -71,9 +67,7 @@ def _end_with_parent() -> None:
 
 
 def do(run: Run, grid: type[LocalGrid] = LocalGrid) -> dict[str, Any]:
-    """Do one run in this process and return its report; the exported model stays, the clients'
-    pools go.
-    """
+    """Do one run in this process and return its report; its model stays, the clients' pools go."""
     torch.set_num_threads(1)
     logging.getLogger("flwr").setLevel(logging.ERROR)
     pools = run.folder / "pools"

@@ -14,9 +14,7 @@ def machine() -> Row:
 
 
 def cpu() -> str:
-    """Name the processor and what it brings: one and the same name may stand for very different
-    ones.
-    """
+    """Name the processor and what it brings: one name may stand for very different ones."""
     described = f"{_name()}, {torch.backends.cpu.get_cpu_capability()}"
     able = torch.cpu.get_capabilities()  # whether or not the app takes it for the faster one
     if able.get("avx512_bf16") or able.get("amx_bf16"):

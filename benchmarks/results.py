@@ -1,6 +1,4 @@
-"""The stored results in benchmarks/results/: rows of one JSON file each, and the paper's cells as
-JSON lines.
-"""
+"""The stored results in benchmarks/results/: rows in JSON files, the paper's cells as JSON lines."""
 
 import fcntl
 import json
@@ -8,6 +6,8 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from fedbt_app.files import READABLE, replace_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -34,11 +34,11 @@ def load(path: Path, keys: Sequence[str]) -> dict[tuple[Any, ...], Row]:
 def store(path: Path, rows: Sequence[Row], keys: Sequence[str]) -> None:
     """Write the rows in place of those about the same; all others in the file stay."""
     merged = load(path, keys)
-    merged.update((about(row, keys), row) for row in rows)
+    for row in rows:
+        merged[about(row, keys)] = row
+    text = json.dumps(list(merged.values()), indent=1) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(list(merged.values()), indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    replace_text(path, text, READABLE)
 
 
 def about(row: Row, keys: Sequence[str]) -> tuple[Any, ...]:
@@ -48,7 +48,8 @@ def about(row: Row, keys: Sequence[str]) -> tuple[Any, ...]:
 
 def rows_of(name: str) -> list[Row]:
     """Return the rows of benchmarks/results/NAME.json."""
-    rows: list[Row] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    path = RESULTS / f"{name}.json"
+    rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))
     return rows
 
 
@@ -64,20 +65,14 @@ def read_lines(path: Path = PAPER) -> dict[Key, Line]:
 
 
 def add_lines(path: Path, new: Iterable[Line]) -> None:
-    """Add finished cells, in place of those that were there; the file is whole at any time, whoever
-    else adds.
-    """
+    """Add finished cells, or put them in place of those there; others may add at the same time."""
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         # not the file: that is another one after each replacement
         fcntl.flock(folder, fcntl.LOCK_EX)
         lines = read_lines(path) | {key_of(line): line for line in new}
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines.values())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        text = "".join(json.dumps(line) + "\n" for line in lines.values())
+        replace_text(path, text, READABLE)
     finally:
         os.close(folder)
 
@@ -90,5 +85,7 @@ def key_of(line: Line) -> Key:
 
 def best(lines: Collection[Line]) -> Line:
     """Return the line with the best score."""
-    pick = min if all(line["metric"] in LOWER_IS_BETTER for line in lines) else max
+    pick = max
+    if all(line["metric"] in LOWER_IS_BETTER for line in lines):
+        pick = min
     return pick(lines, key=lambda line: line["value"])

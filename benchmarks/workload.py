@@ -1,6 +1,4 @@
-"""What every method of the benchmark is given: random weights, and batches of random word
-pieces.
-"""
+"""What every method of the benchmark is given: random weights, batches of random word pieces."""
 
 import gzip
 import json
@@ -114,15 +112,12 @@ class Setting:
         return build(self.weights, plan, bfloat16=self.bfloat16)
 
     def open_cache(self, folder: Path, rows: Sequence[Any]) -> PrefixCache | None:
-        """Open the frozen-prefix cache as a client does: there is none in pre-training, which masks
-        anew each time.
-        """
-        if self.task == "mlm":
+        """Open the frozen-prefix cache as a client does."""
+        if self.task == "mlm":  # masks anew each time
             return None
         fingerprint = self.weights.checkpoint.fingerprint(TASKS[self.task].head)
-        frozen = FrozenBlocks(
-            f"{fingerprint} bf16={self.bfloat16}", self.plan.frozen_prefix(), self.arch.hidden
-        )
+        identity = f"{fingerprint} bf16={self.bfloat16}"
+        frozen = FrozenBlocks(identity, self.plan.frozen_prefix(), self.arch.hidden)
         return PrefixCache.open(folder, frozen, rows, budget=1 << 40)
 
 
@@ -131,42 +126,38 @@ def write_checkpoint(folder: Path, name: str) -> None:
     config = ARCHITECTURES[name]
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     arch = Architecture.from_config(config, name)
-    pooler = {
-        key: shape for key, shape in arch.head(HeadKind.SEQUENCE, 0).items() if "pooler" in key
-    }
-    tensors = new_tensors(arch.model(HeadKind.MASKED_LM, 0) | pooler, seed=0)
+    shapes = arch.model(HeadKind.MASKED_LM, 0)
+    for key, shape in arch.head(HeadKind.SEQUENCE, 0).items():
+        if "pooler" in key:
+            shapes[key] = shape
+    tensors = new_tensors(shapes, seed=0)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 @dataclass(frozen=True)
 class Work:
-    """One batch, as FedBT reads it and as stock code does: padded to LENGTH, one label a
-    position.
-    """
+    """One batch, as FedBT and as stock code read it."""
 
     batch: Batch
-    dense: dict[str, torch.Tensor]
+    dense: dict[str, torch.Tensor]  # padded to LENGTH, one label a position
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A client's rows of random word pieces and, of the batches made of them, some that stand for
-    all.
-    """
+    """A client's rows of random word pieces, and some of their batches."""
 
     rows: list[dict[str, Any]]
-    works: list[Work]
+    works: list[Work]  # that stand for all
 
 
 def real_lengths(raw: Path | None) -> list[int]:
-    """Return lengths in word pieces of real texts: those of `raw`/train.jsonl.gz, or clinical
-    definitions.
-    """
+    """Return lengths of real texts in word pieces: of `raw`/train.jsonl.gz, or our definitions."""
     if raw is None:
-        texts = [row["text"] for row in phenotypes.classified_terms()["train"]]
+        rows = phenotypes.classified_terms()["train"]
     else:
         with gzip.open(raw / "train.jsonl.gz", "rt", encoding="utf-8") as lines:
-            texts = [json.loads(line)["text"] for line in lines]
+            rows = [json.loads(line) for line in lines]
+    texts = [row["text"] for row in rows]
     chosen = np.random.default_rng(0).permutation(len(texts))[:SAMPLED_ROWS]
     tokenizer = Checkpoint(find_model(EMBEDDED)).tokenizer()
     sampled = [texts[row] for row in chosen]
@@ -175,30 +166,36 @@ def real_lengths(raw: Path | None) -> list[int]:
 
 
 def random_rows(lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """Make rows of random pieces; for ner every piece is a word, the most that the loss
-    can read.
-    """
+    """Make rows of random pieces; for ner every piece is a word, the most that the loss can read."""
     generator = np.random.default_rng(0)
     rows = []
     for length in lengths:
         ids = generator.integers(1000, TOKENS.vocabulary, length)
-        ids[0], ids[-1] = 101, 102
+        ids[0] = 101  # [CLS]
+        ids[-1] = 102  # [SEP]
         names = [LABELS[index] for index in generator.integers(0, len(LABELS), length)]
-        rows.append({"input_ids": ids.tolist(), "label": names[0], "tags": ["", *names[1:-1], ""]})
+        row = {
+            "input_ids": ids.tolist(),
+            "label": names[0],
+            "tags": ["", *names[1:-1], ""],
+        }
+        rows.append(row)
     return rows
 
 
 def make(setting: Setting, lengths: Sequence[int]) -> Workload:
-    """Batch rows of these lengths as training does, and pick evenly spaced quantiles of the
-    batches' lengths.
-    """
+    """Batch rows of these lengths as training does; pick quantiles of the batches' lengths."""
     rows = random_rows(lengths)
     batches = train.batches(rows, setting.collator, BATCH, np.random.default_rng(0))
     whole = [batch for batch in batches if len(batch.rows) == BATCH]
     whole.sort(key=lambda batch: batch.shape[1])
     count = min(QUANTILES, len(whole))
-    picked = [whole[int((index + 0.5) * len(whole) / count)] for index in range(count)]
-    return Workload(rows, [Work(batch, _dense(setting.task, batch)) for batch in picked])
+    works = []
+    for index in range(count):
+        middle = int((index + 0.5) * len(whole) / count)  # of the quantile
+        batch = whole[middle]
+        works.append(Work(batch, _dense(setting.task, batch)))
+    return Workload(rows, works)
 
 
 def _dense(task: str, batch: Batch) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,9 @@ def _add(path: Path, row: Row) -> None:
 
 
 def _do_whole_runs(options: argparse.Namespace) -> None:
-    done = {} if options.force else results.load(options.output, KEYS)
+    done: dict[tuple[Any, ...], Row] = {}
+    if not options.force:
+        done = results.load(options.output, KEYS)
     codecs = dict.fromkeys(["float32", *options.codecs])
     runs = []
     for seed, scenario, codec in itertools.product(options.seeds, options.scenarios, codecs):
@@ -124,9 +127,8 @@ def _run(options: argparse.Namespace, scenario: str, codec: str, seed: int) -> R
         values["model"] = _path(options.mlm_model)
     else:
         values["dataset"] = _path(options.classification)
-    return Run(
-        (scenario, codec, seed), values, options.work.resolve() / f"{scenario}-{codec}-{seed}"
-    )
+    folder = options.work.resolve() / f"{scenario}-{codec}-{seed}"
+    return Run((scenario, codec, seed), values, folder)
 
 
 def _path(name: str) -> str:
@@ -158,11 +160,14 @@ class _KeepingGrid(LocalGrid):
             tensors |= decode(sent.arrays, sent.header, shapes)
         folder = Path(config.output_dir) / DELTAS
         folder.mkdir(exist_ok=True)
-        save_file(tensors, folder / f"{int(message.metadata.group_id):02}.safetensors")
+        round_ = int(message.metadata.group_id)
+        save_file(tensors, folder / f"{round_:02}.safetensors")
 
 
 def _do(run: Run) -> dict[str, Any]:
-    grid = _KeepingGrid if run.values["codec"] == "float32" else LocalGrid
+    grid = LocalGrid
+    if run.values["codec"] == "float32":
+        grid = _KeepingGrid
     report = do(run, grid)
     shutil.rmtree(run.folder / "model")
     return report
@@ -193,38 +198,28 @@ def _outcome(run: Run, report: dict[str, Any]) -> Row:
 
 
 def _measure(folder: Path, scenario: str, seed: int) -> list[Row]:
-    """Measure all codecs on every round's deltas; medians over interleaved repetitions, sums over
-    rounds.
-    """
+    """Measure all codecs on all rounds' deltas together; medians over interleaved repetitions."""
     torch.set_num_threads(1)
     rounds = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
-    shapes = [{name: tuple(value.shape) for name, value in deltas.items()} for deltas in rounds]
-    megabytes = sum(value.nbytes for deltas in rounds for value in deltas.values()) / 1e6
+    parameters = sum(value.numel() for deltas in rounds for value in deltas.values())
+    megabytes = 4 * parameters / 1e6  # in float32
     encode_seconds: dict[str, list[float]] = {codec: [] for codec in CODECS}
     decode_seconds: dict[str, list[float]] = {codec: [] for codec in CODECS}
     rows: dict[str, Row] = {}
-    for repetition in range(REPETITIONS + 1):  # the first warms up, and is looked at
+    for codec in CODECS:
+        trip = _round_trip(rounds, codec)  # it warms up, and is looked at
+        rows[codec] = {
+            "scenario": scenario,
+            "codec": codec,
+            "seed": seed,
+            "bits_per_parameter": 8 * trip.size / parameters,
+            "relative_error": relative_error(rounds, trip.received),
+        }
+    for _ in range(REPETITIONS):
         for codec in CODECS:
-            began = time.perf_counter()
-            sent = [encode(deltas, codec) for deltas in rounds]
-            middle = time.perf_counter()
-            received = [
-                decode(delta.arrays, delta.header, shape)
-                for delta, shape in zip(sent, shapes, strict=True)
-            ]
-            ended = time.perf_counter()
-            if repetition:
-                encode_seconds[codec].append(middle - began)
-                decode_seconds[codec].append(ended - middle)
-                continue
-            size = sum(delta.nbytes + len(delta.header) for delta in sent)
-            rows[codec] = {
-                "scenario": scenario,
-                "codec": codec,
-                "seed": seed,
-                "bits_per_parameter": 8 * size / (megabytes * 1e6 / 4),
-                "relative_error": relative_error(rounds, received),
-            }
+            trip = _round_trip(rounds, codec)
+            encode_seconds[codec].append(trip.encode_seconds)
+            decode_seconds[codec].append(trip.decode_seconds)
     for codec, row in rows.items():
         row["encode_mb_per_s"] = megabytes / statistics.median(encode_seconds[codec])
         row["decode_mb_per_s"] = megabytes / statistics.median(decode_seconds[codec])
@@ -232,12 +227,36 @@ def _measure(folder: Path, scenario: str, seed: int) -> list[Row]:
     return list(rows.values())
 
 
+@dataclass(frozen=True)
+class _Trip:
+    """All rounds' deltas, encoded and decoded."""
+
+    size: int  # bytes sent
+    received: list[Tensors]
+    encode_seconds: float
+    decode_seconds: float
+
+
+def _round_trip(rounds: Sequence[Tensors], codec: str) -> _Trip:
+    shapes = []
+    for deltas in rounds:
+        shapes.append({name: tuple(value.shape) for name, value in deltas.items()})
+    began = time.perf_counter()
+    sent = [encode(deltas, codec) for deltas in rounds]
+    middle = time.perf_counter()
+    received = []
+    for delta, shape in zip(sent, shapes, strict=True):
+        received.append(decode(delta.arrays, delta.header, shape))
+    ended = time.perf_counter()
+    size = sum(delta.nbytes + len(delta.header) for delta in sent)
+    return _Trip(size, received, middle - began, ended - middle)
+
+
 def relative_error(sent: Sequence[Tensors], received: Sequence[Tensors]) -> float:
     """Return ||received - sent|| / ||sent|| over all tensors of all deltas."""
-    missed = [
-        {name: theirs[name] - own[name] for name in own}
-        for own, theirs in zip(sent, received, strict=True)
-    ]
+    missed = []
+    for own, theirs in zip(sent, received, strict=True):
+        missed.append({name: theirs[name] - own[name] for name in own})
     return math.sqrt(sum(map(_energy, missed)) / sum(map(_energy, sent)))
 
 
@@ -250,9 +269,8 @@ def _energy(tensors: Tensors) -> float:
 
 def print_table(rows: list[Row]) -> None:
     """Print means over seeds, as docs/methods.md shows them."""
-    print(
-        "| scenario | codec | bits/parameter | relative error | encode MB/s | decode MB/s | final, mean (spread) |"
-    )
+    measures = "bits/parameter | relative error | encode MB/s | decode MB/s"
+    print(f"| scenario | codec | {measures} | final, mean (spread) |")
     print("|---|---|---|---|---|---|---|")
     for scenario, codec in itertools.product(METRICS, CODECS):
         own = [row for row in rows if (row["scenario"], row["codec"]) == (scenario, codec)]
@@ -278,7 +296,8 @@ def _final(rows: list[Row]) -> str:
     finals = [row["final"] for row in rows if row.get("final") is not None]
     if not finals:
         return "-"
-    return f"{statistics.mean(finals):.4f} ({max(finals) - min(finals):.4f})"
+    spread = max(finals) - min(finals)
+    return f"{statistics.mean(finals):.4f} ({spread:.4f})"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""Ideas for a better codec, on the deltas that codec.py kept: bits per parameter and relative
-error.
+"""Ideas for a better codec, on the deltas that codec.py kept: bits per parameter, relative error.
 
 Each is the product's own codec with something around it, without error feedback. An idea is worth
 its code only if at the same bits its error is lower. Writes benchmarks/results/codec_ideas.json.
@@ -36,17 +35,17 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for scenario in ("classification", "mlm"):
-        deltas = [
-            load_file(path)
-            for path in sorted(options.work.glob(f"{scenario}-float32-*/deltas/*.safetensors"))
-        ]
+        kept = sorted(options.work.glob(f"{scenario}-float32-*/deltas/*.safetensors"))
+        deltas = [load_file(path) for path in kept]
         for name, idea in IDEAS.items():
             sent = [idea(delta) for delta in deltas]
+            bits = sum(bits_of_delta for bits_of_delta, _ in sent)
+            received = [received_delta for _, received_delta in sent]
             row: Row = {
                 "scenario": scenario,
                 "idea": name,
-                "bits_per_parameter": sum(bits for bits, _ in sent) / sum(map(_size, deltas)),
-                "relative_error": relative_error(deltas, [received for _, received in sent]),
+                "bits_per_parameter": bits / sum(map(_size, deltas)),
+                "relative_error": relative_error(deltas, received),
                 "deltas": len(deltas),
             }
             rows.append(row)
@@ -71,9 +70,7 @@ def as_it_is(codec: str) -> Callable[[Tensors], Result]:
 
 
 def rotated(codec: str) -> Callable[[Tensors], Result]:
-    """Spread outliers over groups of 128 elements by a Hadamard rotation, which the receiver
-    undoes.
-    """
+    """Spread outliers over groups of 128 elements by a Hadamard rotation; the receiver undoes it."""
     hadamard = torch.ones(1, 1)
     while len(hadamard) < GROUP:  # twice the size from four copies, the last with its sign turned
         upper = torch.cat([hadamard, hadamard], 1)
@@ -114,8 +111,10 @@ def scale_per_row(bits: int) -> Callable[[Tensors], Result]:
         for name in tensors.keys() - received.keys():
             value = tensors[name]
             half = 2 ** (bits - 1)
-            step = value.abs().amax(1, keepdim=True).div(half).bfloat16().float().clamp_min(1e-30)
-            received[name] = ((value / step).floor().clamp(-half, half - 1) + 0.5) * step
+            largest = value.abs().amax(1, keepdim=True)
+            step = (largest / half).bfloat16().float().clamp_min(1e-30)
+            level = (value / step).floor().clamp(-half, half - 1)
+            received[name] = (level + 0.5) * step
             total += bits * value.numel() + 16 * len(value)
         return total, received
 
@@ -123,24 +122,20 @@ def scale_per_row(bits: int) -> Callable[[Tensors], Result]:
 
 
 def largest_only(share: float) -> Callable[[Tensors], Result]:
-    """Send only the largest elements of each matrix, in int4, and a bit for each that says whether
-    it is among them.
-    """
+    """Send each matrix' largest elements in int4, and a bit for each that says if it is sent."""
 
     def send(tensors: Tensors) -> Result:
         total, received = _vectors(tensors)
         for name in tensors.keys() - received.keys():
             value = tensors[name]
             flat = value.reshape(-1)
-            chosen = (
-                torch.topk(flat.abs(), int(share * flat.numel()), sorted=False)
-                .indices.sort()
-                .values
-            )
+            count = int(share * flat.numel())
+            largest = torch.topk(flat.abs(), count, sorted=False)
+            chosen = largest.indices.sort().values
+            # [None] makes it a matrix of one row: a vector would be sent in bfloat16
             bits, kept = as_it_is("int4")({name: flat[chosen][None]})
-            received[name] = (
-                torch.zeros_like(flat).scatter(0, chosen, kept[name][0]).view(value.shape)
-            )
+            restored = torch.zeros_like(flat).scatter(0, chosen, kept[name][0])
+            received[name] = restored.view(value.shape)
             total += bits + flat.numel()
         return total, received
 
@@ -148,15 +143,19 @@ def largest_only(share: float) -> Callable[[Tensors], Result]:
 
 
 def by_energy(tensors: Tensors) -> Result:
-    """Give the half of the elements that is in the tensors of most energy an element int4, the rest
-    int2.
-    """
-    order = sorted(tensors, key=lambda name: float(tensors[name].square().mean()), reverse=True)
+    """Give int4 to the half of the elements in the tensors of most energy, int2 to the rest."""
+
+    def energy(name: str) -> float:
+        return float(tensors[name].square().mean())
+
+    order = sorted(tensors, key=energy, reverse=True)
     total = 0.0
     received: Tensors = {}
     elements_given = 0
     for name in order:
-        codec = "int4" if elements_given < _size(tensors) / 2 else "int2"
+        codec = "int2"
+        if elements_given < _size(tensors) / 2:
+            codec = "int4"
         bits, got = as_it_is(codec)({name: tensors[name]})
         total += bits
         received |= got

@@ -1,5 +1,6 @@
-"""`python -m benchmarks.paper`: run the paper's tables. Work for other processes may not stand here
-(see runner.py).
+"""`python -m benchmarks.paper`: run the paper's tables.
+
+Work for other processes may not stand here (see runner.py).
 """
 
 from benchmarks.paper.runner import main

@@ -1,5 +1,4 @@
-"""The published ablations of further pre-training, in our reading, and other ways that the product
-does not have.
+"""The published ablations of further pre-training, as we read them, and other ways to train.
 
 Each changes the product in this process only, most of them what the server plans for a client's
 round. L_k is the depth of the local model, l the trained block. Source of the method: Wang et al.,
@@ -37,16 +36,15 @@ def _with_above(plan_: RoundPlan, above: Iterable[int]) -> RoundPlan:
 
 
 def _all_local(plan_: RoundPlan, depth: int, rng: np.random.Generator) -> RoundPlan:
-    """Train every parameter of the local model, whose blocks are drawn without replacement: each
-    has one delta.
-    """
-    drawn = _distinct(plan_, depth, rng)
+    """Train every parameter of the local model."""
+    drawn = _distinct(plan_, depth, rng)  # each block at one position, and so with one delta
     return replace(drawn, trained_blocks=drawn.local_blocks, embeddings=True)
 
 
 def _without_progress(plan_: RoundPlan, depth: int, rng: np.random.Generator) -> RoundPlan:
     """Train block 0 in every round."""
-    above = sorted(map(int, rng.integers(1, depth, size=len(plan_.local_blocks) - 1)))
+    drawn = rng.integers(1, depth, size=len(plan_.local_blocks) - 1)
+    above = sorted(map(int, drawn))
     return replace(plan_, trained_blocks=(0,), local_blocks=(0, *above))
 
 
@@ -58,7 +56,8 @@ def _without_mapping(plan_: RoundPlan, depth: int, rng: np.random.Generator) -> 
 
 def _without_sampling(plan_: RoundPlan, depth: int, rng: np.random.Generator) -> RoundPlan:
     """Take blocks 0 .. L_k - 1, in every round."""
-    return _with_above(plan_, range(plan_.trained_blocks[0] + 1, len(plan_.local_blocks)))
+    first = plan_.trained_blocks[0] + 1
+    return _with_above(plan_, range(first, len(plan_.local_blocks)))
 
 
 def _distinct(plan_: RoundPlan, depth: int, rng: np.random.Generator) -> RoundPlan:
@@ -117,10 +116,16 @@ def _change(name: str) -> AbstractContextManager[Any]:
         return _rates(_head_rate)
     if name == BLOCK_RATES:
         return _rates(_block_rate)
-    real: Any = vars(Rounds)["plan"].fget
-    return patch.object(
-        Rounds, "plan", property(lambda rounds: Changed(real(rounds), ABLATIONS[name]))
-    )
+    return _changed_plan(ABLATIONS[name])
+
+
+def _changed_plan(change: Change) -> AbstractContextManager[Any]:
+    real: Any = vars(Rounds)["plan"].fget  # of the class: the property itself, not its value
+
+    def plan(rounds: Rounds) -> Changed:
+        return Changed(real(rounds), change)
+
+    return patch.object(Rounds, "plan", property(plan))
 
 
 @dataclass(frozen=True)
@@ -133,21 +138,24 @@ class Changed:
     def round(self, index: int, client_name: str, local_depth: int) -> RoundPlan:
         """Plan a round, and change that."""
         made = self.plan.round(index, client_name, local_depth)
-        rng = np.random.default_rng([self.plan.seed, zlib.crc32(client_name.encode()), index, 1])
+        client_number = zlib.crc32(client_name.encode())
+        rng = np.random.default_rng([self.plan.seed, client_number, index, 1])
         return self.change(made, self.plan.depth, rng)
 
 
 def _head_rate(name: str, last: int) -> float:
     """Train the head at ten times the learning rate."""
-    return 10.0 if BERT.part_of(name) == HEAD else 1.0
+    if BERT.part_of(name) == HEAD:
+        return 10.0
+    return 1.0
 
 
 def _block_rate(name: str, last: int) -> float:
-    """Halve the learning rate from block to block, from the last one down (as ULMFiT does, Howard
-    and Ruder 2018).
-    """
+    """Halve the learning rate from block to block downwards (as in Howard and Ruder, 2018)."""
     kind, _, block = BERT.part_of(name).partition(".")
-    return float(0.5 ** (last - int(block))) if kind == "block" else 1.0
+    if kind != "block":
+        return 1.0
+    return float(0.5 ** (last - int(block)))
 
 
 @contextmanager
@@ -193,7 +201,8 @@ def _redrawn() -> Iterator[None]:
     def build(weights: Weights, made: RoundPlan, *where: Any) -> LocalModel:
         local = real_build(weights, made, *where)
         banks.clear()
-        whole = real_build(weights, untrained_plan(weights.checkpoint.architecture.depth), *where)
+        depth = weights.checkpoint.architecture.depth
+        whole = real_build(weights, untrained_plan(depth), *where)
         banks[id(local)] = BERT.blocks(whole.module)
         return local
 

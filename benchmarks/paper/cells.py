@@ -1,6 +1,4 @@
-"""A cell of the paper's tables as a job: what runs, when it counts as done, and the line that it
-gives.
-"""
+"""A cell of the paper's tables as a job: what runs, when it is done, and the line it gives."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,10 +43,10 @@ class Job:
     @property
     def keys(self) -> list[Key]:
         """The lines that it gives."""
-        return [
-            (self.table, stage.dataset, self.method, self.variant, self.seed)
-            for stage in self.own_stages
-        ]
+        keys = []
+        for stage in self.own_stages:
+            keys.append((self.table, stage.dataset, self.method, self.variant, self.seed))
+        return keys
 
     @property
     def own_stages(self) -> tuple[Stage, ...]:
@@ -58,12 +56,10 @@ class Job:
         return self.stages
 
     def runs(self, changes: Mapping[str, Any] = NO_CHANGES) -> list[dict[str, Any]]:
-        """Return the settings of its runs, `changes` in force; later ones start from what the first
-        has made.
-        """
-        runs = [
-            {**stage.settings, "min-clients": stage.clients, **changes} for stage in self.own_stages
-        ]
+        """Return the settings of its runs, `changes` in force; the first makes the later's model."""
+        runs = []
+        for stage in self.own_stages:
+            runs.append({**stage.settings, "min-clients": stage.clients, **changes})
         if not self.bare:
             for later in runs[1:]:
                 later["model"] = MADE
@@ -86,15 +82,17 @@ def not_default(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def line_of(
-    job: Job, stage: Stage, values: Mapping[str, Any], report: Mapping[str, Any], seconds: float
+    job: Job,
+    stage: Stage,
+    values: Mapping[str, Any],
+    report: Mapping[str, Any],
+    seconds: float,
 ) -> Line:
-    """Return the line of a finished stage, run with `values`; `tried` is what the variants of a
-    grid differ in.
-    """
+    """Return the line of a finished stage, run with `values`; `tried` is what a grid changes."""
     metric = TASKS[report["task"]].metric.name
     about = (job.table, stage.dataset, job.method, job.variant, job.seed)
     run = {**defaults(), **values}
-    tried = {name.split("=")[0] for name in job.variant.split(", ") if "=" in name}
+    bfloat16 = use_bfloat16(run["precision"], pick_device(run["device"]))
     return {
         **dict(zip(KEY, about, strict=True)),
         "metric": metric,
@@ -107,16 +105,24 @@ def line_of(
         "wall_seconds": round(seconds, 1),
         "clients": stage.clients,
         "cpu": cpu(),
-        "bfloat16": use_bfloat16(run["precision"], pick_device(run["device"])),
+        "bfloat16": bfloat16,
         "settings": not_default(values),
-        "tried": {name: value for name, value in values.items() if name in tried},
+        "tried": _tried(job.variant, values),
     }
 
 
+def _tried(variant: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a variant such as `half, lora-rank=4` names."""
+    names = set()
+    for text in variant.split(", "):
+        name, is_setting, _ = text.partition("=")
+        if is_setting:
+            names.add(name)
+    return {name: value for name, value in values.items() if name in names}
+
+
 def _curve(rounds: list[dict[str, Any]], metric: str) -> list[list[Any]]:
-    """Return a point for each round that was scored: its number, all that was spent until then, the
-    score.
-    """
+    """Return a point for each scored round: its number, all that was spent until then, the score."""
     curve = []
     spent = dict.fromkeys(SPENT, 0)
     for entry in rounds:

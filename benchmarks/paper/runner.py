@@ -94,10 +94,13 @@ def _run_table(table: str, options: argparse.Namespace) -> None:
 
 def _run_jobs(jobs: Sequence[Job], changes: Mapping[str, Any], options: argparse.Namespace) -> None:
     """Run the jobs and keep each one's lines as soon as it has ended."""
+    models = options.models
+    if models:
+        models = models.resolve()
     work = partial(
         run_job,
         data=options.data.resolve(),
-        models=options.models and options.models.resolve(),
+        models=models,
         work=options.work.resolve(),
         changes=changes,
     )
@@ -106,14 +109,18 @@ def _run_jobs(jobs: Sequence[Job], changes: Mapping[str, Any], options: argparse
     for job, lines in run_all(jobs, options.processes, work):
         add_lines(options.output, lines)
         waiting.remove(job)
-        finished = f"{job.table}: {len(jobs) - len(waiting)} of {len(jobs)}: {_title(job)}"
-        scores = ", ".join(
-            f"{line['dataset']} {line['metric']} {line['value']:.4f}" for line in lines
-        )
+        count = len(jobs) - len(waiting)
+        finished = f"{job.table}: {count} of {len(jobs)}: {_title(job)}"
         minutes_spent = (time.monotonic() - began) / 60
-        minutes_left = _seconds_left(waiting, read_lines(options.output)) / options.processes / 60
+        seconds_left = _seconds_left(waiting, read_lines(options.output))
+        minutes_left = seconds_left / options.processes / 60
         clock = f"{minutes_spent:.0f} min so far, about {minutes_left:.0f} to go"
-        print(f"{finished}: {scores}; {clock}", file=sys.stderr, flush=True)
+        print(f"{finished}: {_scores(lines)}; {clock}", file=sys.stderr, flush=True)
+
+
+def _scores(lines: Iterable[Line]) -> str:
+    texts = [f"{line['dataset']} {line['metric']} {line['value']:.4f}" for line in lines]
+    return ", ".join(texts)
 
 
 def _wanted(texts: Iterable[str]) -> dict[str, set[str]]:
@@ -128,23 +135,25 @@ def _wanted(texts: Iterable[str]) -> dict[str, set[str]]:
 
 
 def _title(job: Job) -> str:
-    return f"{job.own_stages[0].dataset}, {job.method} {job.variant}, seed {job.seed}".replace(
-        " ,", ","
-    )
+    dataset = job.own_stages[0].dataset
+    named = f"{job.method} {job.variant}".rstrip()  # many have no variant
+    return f"{dataset}, {named}, seed {job.seed}"
 
 
 def _seconds_left(waiting: Iterable[Job], done: Mapping[Key, Line]) -> float:
-    return sum(_expected_seconds(key, done) for job in waiting for key in job.keys)
+    seconds = 0.0
+    for job in waiting:
+        seconds += sum(_expected_seconds(key, done) for key in job.keys)
+    return seconds
 
 
 def _expected_seconds(key: Key, done: Mapping[Key, Line]) -> float:
-    """Expect what the same cell took with another seed, else the mean of its data set, of its
-    table, of all.
-    """
-    for depth in (4, 2, 1, 0):
-        known = [
-            line["wall_seconds"] for other, line in done.items() if other[:depth] == key[:depth]
-        ]
+    """Expect what the cell took with other seeds, else its data set's mean, its table's, all's."""
+    for depth in (4, 2, 1, 0):  # so much of the key is alike
+        known = []
+        for other, line in done.items():
+            if other[:depth] == key[:depth]:
+                known.append(line["wall_seconds"])
         if known:
             return float(statistics.mean(known))
     return 0.0
@@ -167,11 +176,14 @@ def run_job(
         dataset = str(_data(data, stage.dataset, job.split, folder))
         settings = {**values, "dataset": dataset, "model": model}
         run = Run(job.keys[number], settings, folder / str(number), stage.clients)
-        ablation = "" if number else job.ablation  # later stages are the product's own
+        ablation = ""  # later stages are the product's own
+        if number == 0:
+            ablation = job.ablation
         began = time.monotonic()
         with ablated(ablation):
             report = do(run)
-        lines.append(line_of(job, stage, values, report, time.monotonic() - began))
+        seconds = time.monotonic() - began
+        lines.append(line_of(job, stage, values, report, seconds))
     shutil.rmtree(folder)
     return lines
 
@@ -187,9 +199,7 @@ def _base(job: Job, models: Path | None, folder: Path, changes: Mapping[str, Any
 
 
 def _data(data: Path, name: str, split: str, folder: Path) -> Path:
-    """Return the data's folder, or one without its test split: the product then tests on
-    `validation`.
-    """
+    """Return the data's folder, or one without its test split: `validation` then tests."""
     source = data / name
     if not source.is_dir():
         raise FedBTError(f"--data {data} has no folder {name}: it is one of the tables' data sets")

@@ -11,13 +11,13 @@ from fedbt_app.parts import HeadKind
 
 
 def shallow_student(base: str, blocks: int, folder: Path) -> Path:
-    """Write the first `blocks` blocks of `base`, its embeddings and its heads into `folder`,
-    undistilled.
-    """
+    """Write the first `blocks` blocks of `base`, its embeddings and its heads into `folder`."""
     source = find_model(base)
     checkpoint = Checkpoint(source)
     arch = checkpoint.architecture
-    shapes = arch.embeddings() | arch.head(HeadKind.MASKED_LM, 0) | arch.head(HeadKind.SEQUENCE, 0)
+    shapes = arch.embeddings()
+    shapes |= arch.head(HeadKind.MASKED_LM, 0)
+    shapes |= arch.head(HeadKind.SEQUENCE, 0)
     for index in range(blocks):
         shapes |= arch.block(index)
     kept = {name: checkpoint.tensor(name).clone() for name in shapes if name in checkpoint}

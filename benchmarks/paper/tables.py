@@ -35,8 +35,12 @@ def read_table(
     FedBTError
         If the table is tuned by another that has no finished line for one of its methods.
     """
-    table = _Table(path.stem, tomllib.loads(path.read_text(encoding="utf-8")), done)
-    jobs = [table.job(entry) for entry in table.entries() if _is_wanted(table.key_of(entry), only)]
+    content = tomllib.loads(path.read_text(encoding="utf-8"))
+    table = _Table(path.stem, content, done)
+    jobs = []
+    for entry in table.entries():
+        if _is_wanted(table.key_of(entry), only):
+            jobs.append(table.job(entry))
     return sorted(jobs, key=lambda job: job.seed)
 
 
@@ -108,10 +112,12 @@ class _Table:
             settings |= self._settings(about_data, entry.dataset, tuned_as)
         settings |= cell.get("settings", {})
         settings |= entry.changes
-        has_curve = entry.seed in self.content.get("curves", [])
-        settings["central-evaluation"] = "every" if has_curve else "final"
+        settings["central-evaluation"] = "final"
+        if entry.seed in self.content.get("curves", []):
+            settings["central-evaluation"] = "every"
         settings["seed"] = entry.seed
-        return Stage(entry.dataset, settings, cell.get("clients", self.content["clients"]))
+        clients = cell.get("clients", self.content["clients"])
+        return Stage(entry.dataset, settings, clients)
 
     def _later_stage(self, after: Content, seed: int) -> Stage:
         settings = self._settings(after, after["dataset"], after["tuned-as"])
@@ -120,20 +126,18 @@ class _Table:
         return Stage(after["dataset"], settings, self.content["clients"])
 
     def _settings(self, about: Content, dataset: str, method: str) -> dict[str, Any]:
-        """Return the table's settings, those of a data set or a later stage, and the tuned ones
-        over both.
-        """
+        """Return the table's settings, over them a data set's or later stage's, then tuned ones."""
         settings = {**self.content["settings"], **about.get("settings", {})}
         tuning_table = about.get("tuned-by", self.content.get("tuned-by"))
         if tuning_table:
-            settings |= self._tuned(tuning_table, about.get("tuned-on", dataset), method)
+            tuned_on = about.get("tuned-on", dataset)
+            settings |= self._tuned(tuning_table, tuned_on, method)
         return settings
 
     def _tuned(self, tuning_table: str, dataset: str, method: str) -> dict[str, Any]:
         """Return the tried settings that gave the best validation score."""
-        own = [
-            line for key, line in self.done.items() if key[:3] == (tuning_table, dataset, method)
-        ]
+        wanted = (tuning_table, dataset, method)
+        own = [line for key, line in self.done.items() if key[:3] == wanted]
         if not own:
             raise FedBTError(
                 f"table {tuning_table} has no line for {method} on {dataset}: "

@@ -1,6 +1,4 @@
-"""The tables of what a step, a round and a codec cost, from the other files in
-benchmarks/results/.
-"""
+"""The tables of what a step, a round and a codec cost, from the JSON files of the results."""
 
 import statistics
 from collections.abc import Callable
@@ -56,18 +54,19 @@ def rounds(rows: list[Row]) -> str:
     full_seconds = {row["task"]: row["seconds"]["total"] for row in rows if row["method"] == "full"}
     lines = []
     for row in rows:
-        task, method, seconds = row["task"], row["method"], row["seconds"]
+        task = row["task"]
+        method = row["method"]
+        seconds = row["seconds"]
         name = f"{task}, {STEPS[method]}"
         if (task, method) == ("mlm", "fedbt"):
             name += f", L_k = {row['local_depth']}"
         phases = [f"{seconds[phase]:.1f}" for phase in ("import", "sync", "load", "train")]
         encoded = f"{seconds['encode_float32']:.1f} ({seconds['encode_int4']:.1f})"
         total = seconds["total"]
-        lines.append([name, *phases, encoded, f"{total:.1f}", _percent(total / full_seconds[task])])
-    return table(
-        "| task, method | import | sync | load | train | encode float32 (int4) | total | of full |",
-        lines,
-    )
+        of_full = _percent(total / full_seconds[task])
+        lines.append([name, *phases, encoded, f"{total:.1f}", of_full])
+    phase_heads = "import | sync | load | train | encode float32 (int4)"
+    return table(f"| task, method | {phase_heads} | total | of full |", lines)
 
 
 # The demo -----------------------------------------------------------------------------------------
@@ -75,18 +74,17 @@ def rounds(rows: list[Row]) -> str:
 
 def demo(rows: list[Row]) -> str:
     """Return what `make demo` did and cost, a column a run."""
+    compute = partial(_demo_share, cost="train_flops", show=format_flops)
+    uplink = partial(_demo_share, cost="uplink_bytes", show=format_bytes)
+    downlink = partial(_demo_share, cost="downlink_bytes", show=format_bytes)
     shown: dict[str, Callable[[Row], str]] = {
         "rounds, clients, training rows": _demo_size,
         "score on the central test set, before -> after": _demo_score,
         "always answering the majority class": _demo_majority,
-        "compute, of the stock full-model step": partial(
-            _demo_share, cost="train_flops", show=format_flops
-        ),
+        "compute, of the stock full-model step": compute,
         ".. of full-model training with the same optimisations": _demo_share_of_same,
-        "uplink, of full-model averaging in float32": partial(
-            _demo_share, cost="uplink_bytes", show=format_bytes
-        ),
-        "downlink, likewise": partial(_demo_share, cost="downlink_bytes", show=format_bytes),
+        "uplink, of full-model averaging in float32": uplink,
+        "downlink, likewise": downlink,
         "peak memory of a client": _demo_memory,
     }
     lines = [[name, *map(show, rows)] for name, show in shown.items()]
@@ -133,7 +131,7 @@ def _demo_memory(row: Row) -> str:
 def codecs(rows: list[Row]) -> str:
     """Return one row a codec: bits, error, and the lowest throughput of any run."""
     lines = []
-    for codec in dict.fromkeys(sorted((row["codec"] for row in rows), key=_order)):
+    for codec in sorted({row["codec"] for row in rows}, key=_order):
         own = [row for row in rows if row["codec"] == codec and BITS in row]
         bits = ", ".join(f"{_mean(own, scenario, BITS):.2f}" for scenario in SCENARIOS)
         error = statistics.mean(row[ERROR] for row in own)
@@ -150,20 +148,21 @@ def codec_runs(rows: list[Row]) -> str:
     codecs = [codec for codec in ("float32", "int4", "int2") if codec in measured]
     lines = []
     for scenario, title in SCENARIOS.items():
-        cells = []
-        for codec in codecs:
-            own = [
-                row
-                for row in rows
-                if (row["scenario"], row["codec"]) == (scenario, codec) and row.get("final")
-            ]
-            cells.append(sorted(own, key=lambda row: row["seed"]))
+        cells = [_finished(rows, scenario, codec) for codec in codecs]
         seeds = ", ".join(str(row["seed"]) for row in cells[-1])
+        traffic_title = ".. bytes up, down, of full-model averaging in float32"
         lines.append([f"{title}: mean (seeds {seeds})", *map(_scores, cells)])
-        lines.append(
-            [".. bytes up, down, of full-model averaging in float32", *map(_traffic, cells)]
-        )
+        lines.append([traffic_title, *map(_traffic, cells)])
     return table(f"| whole run, 10 rounds | {' | '.join(codecs)} |", lines)
+
+
+def _finished(rows: list[Row], scenario: str, codec: str) -> list[Row]:
+    """Return the rows of whole runs, by seed."""
+    own = []
+    for row in rows:
+        if row["scenario"] == scenario and row["codec"] == codec and row.get("final"):
+            own.append(row)
+    return sorted(own, key=lambda row: row["seed"])
 
 
 def _scores(rows: list[Row]) -> str:

@@ -1,5 +1,4 @@
-"""Keep what README shows of `make demo`: the two reports' scores and costs, and the plots of the
-fine-tuning.
+"""Keep what README shows of `make demo`: both reports' scores and costs, the fine-tuning's plots.
 
 make demo && python -m benchmarks.publish.keep_demo
 """
@@ -27,20 +26,19 @@ def main() -> None:
     """Read the reports in runs/ and write benchmarks/results/demo.json and docs/demo-*.png."""
     rows = []
     for name in ("pretrain", "finetune"):
-        report = json.loads(
-            (ROOT / "runs" / f"demo-{name}" / "report.json").read_text(encoding="utf-8")
-        )
+        path = ROOT / "runs" / f"demo-{name}" / "report.json"
+        report = json.loads(path.read_text(encoding="utf-8"))
         counts = {
             "rounds": len(report["rounds"]),
             "clients": len(report["clients"]),
             "train_examples": report["config"]["max-train-examples"],
         }
         rows.append(counts | {key: report[key] for key in KEPT})
-    (RESULTS / "demo.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(rows, indent=1) + "\n"
+    (RESULTS / "demo.json").write_text(text, encoding="utf-8")
     for plot in ("cost", "metric"):
-        shutil.copy(
-            ROOT / "runs" / "demo-finetune" / f"{plot}.png", ROOT / "docs" / f"demo-{plot}.png"
-        )
+        drawn = ROOT / "runs" / "demo-finetune" / f"{plot}.png"
+        shutil.copy(drawn, ROOT / "docs" / f"demo-{plot}.png")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""Write docs/config.md and pyproject.toml's table of settings from RunConfig; `--check` only says
-if they are so.
-"""
+"""Write docs/config.md and pyproject.toml's settings from RunConfig; `--check` only says if so."""
 
 import json
 import re
@@ -49,9 +47,7 @@ def _code(text: str) -> str:
 
 
 def project(current: str) -> str:
-    """Return pyproject.toml with its table of settings as RunConfig has it, and all else
-    as it was.
-    """
+    """Return pyproject.toml with its table of settings as RunConfig has it."""
     lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in defaults().items())
     written, tables = TABLE.subn(lambda found: found[1] + lines, current)
     if tables != 1:

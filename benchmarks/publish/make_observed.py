@@ -1,6 +1,4 @@
-"""Write what `make test-deployment` observed into docs/deployment.md: the table of faults, the
-bytes on the wire.
-"""
+"""Write into docs/deployment.md what `make test-deployment` observed: faults, bytes on the wire."""
 
 import json
 from typing import Any
@@ -36,21 +34,19 @@ def wire(seen: dict[str, Any]) -> str:
         f"polling and signs of life, {seen['seconds']} s": seen["polling_bytes"],
         f"the app's code, once to each of {seen['nodes']} nodes": seen["app_code_bytes"],
     }
-    rows = [
-        f"| {what} | {size / 1e6:.2f} MB | {size / total * 100:.2f} % |"
-        for what, size in parts.items()
-    ]
-    head = ["| what | both ways | share |", "|---|---|---|"]
-    return "\n".join([*head, *rows, f"| on the wire | {total / 1e6:.2f} MB | 100 % |"])
+    rows = ["| what | both ways | share |", "|---|---|---|"]
+    for what, size in parts.items():
+        rows.append(f"| {what} | {size / 1e6:.2f} MB | {size / total * 100:.2f} % |")
+    rows.append(f"| on the wire | {total / 1e6:.2f} MB | 100 % |")
+    return "\n".join(rows)
 
 
 def main() -> None:
     """Replace what stands between the marks."""
     book = json.loads(OBSERVED.read_text(encoding="utf-8"))
     blocks = {"faults": faults(book["faults"]), "wire": wire(book["wire"])}
-    TARGET.write_text(
-        filled(TARGET, blocks, "benchmarks/publish/make_observed.py"), encoding="utf-8"
-    )
+    page = filled(TARGET, blocks, "benchmarks/publish/make_observed.py")
+    TARGET.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

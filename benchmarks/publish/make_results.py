@@ -1,6 +1,4 @@
-"""Write the tables and plots of the pages from benchmarks/results/; `--check` only says what is out
-of date.
-"""
+"""Write the pages' tables and plots from benchmarks/results/; `--check` only says what is stale."""
 
 import argparse
 import sys
@@ -16,19 +14,16 @@ SCRIPT = "benchmarks/publish/make_results.py"
 def pages() -> dict[Path, dict[str, str]]:
     """Return the blocks of each page."""
     lines = _lines()
-    step, round_, codec, ideas, demo = map(
-        rows_of, ("client_step", "client_round", "codec", "codec_ideas", "demo")
-    )
     return {
         ROOT / "docs" / "costs.md": {
-            "demo": cost_tables.demo(demo),
-            "steps": cost_tables.steps(step),
-            "rounds": cost_tables.rounds(round_),
+            "demo": cost_tables.demo(rows_of("demo")),
+            "steps": cost_tables.steps(rows_of("client_step")),
+            "rounds": cost_tables.rounds(rows_of("client_round")),
         },
         ROOT / "docs" / "methods.md": {
-            "codecs": cost_tables.codecs(codec),
-            "codec runs": cost_tables.codec_runs(codec),
-            "codec ideas": cost_tables.codec_ideas(ideas),
+            "codecs": cost_tables.codecs(rows_of("codec")),
+            "codec runs": cost_tables.codec_runs(rows_of("codec")),
+            "codec ideas": cost_tables.codec_ideas(rows_of("codec_ideas")),
         },
         ROOT / "docs" / "results.md": {
             "main table": paper_tables.main_table(lines),
@@ -43,11 +38,11 @@ def _lines() -> list[Line]:
 
 def stale() -> list[Path]:
     """Return the pages that do not show what the results say."""
-    return [
-        page
-        for page, blocks in pages().items()
-        if filled(page, blocks, SCRIPT) != page.read_text(encoding="utf-8")
-    ]
+    old = []
+    for page, blocks in pages().items():
+        if filled(page, blocks, SCRIPT) != page.read_text(encoding="utf-8"):
+            old.append(page)
+    return old
 
 
 def main() -> None:
@@ -55,10 +50,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     if parser.parse_args().check:
-        if old := stale():
-            sys.exit(
-                f"out of date, run `make results`: {', '.join(str(page.relative_to(ROOT)) for page in old)}"
-            )
+        old = [str(page.relative_to(ROOT)) for page in stale()]
+        if old:
+            sys.exit(f"out of date, run `make results`: {', '.join(old)}")
         return
     for page, blocks in pages().items():
         page.write_text(filled(page, blocks, SCRIPT), encoding="utf-8")

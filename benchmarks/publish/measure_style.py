@@ -1,10 +1,10 @@
-"""How airy the code is: print a few measures of the product and of the benchmarks, beside their
-goals.
+"""How airy the code is: a few measures of the product and the benchmarks, beside their goals.
 
     python -m benchmarks.publish.measure_style
 
-A code line is one that carries code; blank lines, comments and docstrings do not count. A name is
-counted where it is bound: as a variable, a parameter or a loop's target.
+A code line is one that carries code; blank lines, comments and docstrings do not count. They do
+among a file's lines, which are all that it has. A name is counted where it is bound: as a variable,
+a parameter or a loop's target.
 """
 
 import ast
@@ -38,6 +38,7 @@ class Style:
     tokens: int = 0
     comments: int = 0
     conditionals: int = 0
+    all_lines: int = 0  # blank ones, comments and docstrings too
     lines: dict[str, int] = field(default_factory=dict)  # of code, by file
     names: list[str] = field(default_factory=list)
     star_splats: list[str] = field(default_factory=list)  # where they stand
@@ -50,8 +51,12 @@ class Style:
 
     def read(self, path: Path) -> None:
         """Count one file too."""
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        shown = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+        text = path.read_text(encoding="utf-8")
+        tree = ast.parse(text)
+        shown = path.name
+        if path.is_relative_to(ROOT):
+            shown = str(path.relative_to(ROOT))
+        self.all_lines += len(text.splitlines())
         self._read_tokens(path, shown, _docstring_lines(tree))
         for node in ast.walk(tree):
             self._read_node(node, shown)
@@ -95,7 +100,8 @@ def _docstring_lines(tree: ast.AST) -> set[int]:
         if not isinstance(node, DOCUMENTED) or ast.get_docstring(node, clean=False) is None:
             continue
         docstring = node.body[0]
-        found.update(range(docstring.lineno, (docstring.end_lineno or docstring.lineno) + 1))
+        last = docstring.end_lineno or docstring.lineno
+        found.update(range(docstring.lineno, last + 1))
     return found
 
 
@@ -119,22 +125,30 @@ def _files(places: Iterable[str]) -> Iterator[Path]:
 
 
 def _show(title: str, style: Style) -> None:
-    lines = style.code_lines
-    names = [name for name in style.names if name not in ("self", "cls", "_")]
-    print(f"{title}: {len(style.lines)} files, {lines:,} code lines")
+    code_lines = style.code_lines
     print(
-        f"  tokens a code line                          {style.tokens / lines:6.2f}  (goal: {MOST_TOKENS} or fewer)"
+        f"{title}: {len(style.lines)} files, {style.all_lines:,} lines, {code_lines:,} of them code"
     )
-    print(f"  comments per 100 code lines                 {100 * style.comments / lines:6.2f}")
-    conditionals = 1000 * style.conditionals / lines
-    print(
-        f"  conditional expressions per 1,000 lines     {conditionals:6.2f}  (goal: under {MOST_CONDITIONALS})"
-    )
-    print(f"  letters of a variable's name, mean          {statistics.mean(map(len, names)):6.2f}")
+    tokens = style.tokens / code_lines
+    _show_measure("tokens a code line", tokens, f"{MOST_TOKENS} or fewer")
+    _show_measure("comments per 100 code lines", 100 * style.comments / code_lines)
+    conditionals = 1000 * style.conditionals
+    goal = f"under {MOST_CONDITIONALS}"
+    _show_measure("conditionals per 1,000 code lines", conditionals / code_lines, goal)
+    _show_measure("conditionals per 1,000 of all lines", conditionals / style.all_lines)
+    letters = [len(name) for name in style.names if name not in ("self", "cls", "_")]
+    _show_measure("letters of a variable's name, mean", statistics.mean(letters))
     _show_places("calls with star-splats of literal tuples", style.star_splats)
     _show_places(f"functions of more than {MOST_PARAMETERS} parameters", style.wide_functions)
     longest = sorted(style.lines.items(), key=lambda item: item[1], reverse=True)[:LONGEST_SHOWN]
     print("  longest modules: " + ", ".join(f"{name} {count}" for name, count in longest))
+
+
+def _show_measure(what: str, value: float, goal: str = "") -> None:
+    text = f"  {what:43} {value:6.2f}"
+    if goal:
+        text += f"  (goal: {goal})"
+    print(text)
 
 
 def _show_places(what: str, places: list[str]) -> None:

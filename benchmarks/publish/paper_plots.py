@@ -1,6 +1,4 @@
-"""Score against cost: what a user decides by. The methods round by round, and the plans as they
-ended.
-"""
+"""Score against cost, by which a user decides: the methods by round, the plans as they ended."""
 
 from itertools import cycle
 from pathlib import Path
@@ -48,25 +46,29 @@ ABLATIONS = (
 
 
 def draw(lines: list[Line], folder: Path) -> list[Path]:
-    """Draw results-NAME.png for each data set of the fine-tuning and pre-training tables that has
-    curves.
-    """
+    """Draw results-NAME.png for each data set that has curves, and results-plans-NAME.png."""
     drawn = []
     for tables in CURVES:
         of_tables = [line for line in lines if line["table"] in tables and len(line["curve"]) > 1]
         cells = shown(of_tables)
         curves = [line for line in of_tables if line["seed"] == 1 and cell_of(line) in cells]
-        for dataset in dict.fromkeys(line["dataset"] for line in curves):
-            own = [line for line in curves if line["dataset"] == dataset]
+        for dataset, own in _by_dataset(curves).items():
             path = folder / f"results-{dataset}.png"
             _figure(own, cells, dataset, path)
             drawn.append(path)
     plans = [line for line in lines if line["table"] == "plan-finetune"]
-    for dataset in dict.fromkeys(line["dataset"] for line in plans):
+    for dataset, own in _by_dataset(plans).items():
         path = folder / f"results-plans-{dataset}.png"
-        _plans([line for line in plans if line["dataset"] == dataset], dataset, path)
+        _plans(own, dataset, path)
         drawn.append(path)
     return drawn
+
+
+def _by_dataset(lines: list[Line]) -> dict[str, list[Line]]:
+    found: dict[str, list[Line]] = {}
+    for line in lines:
+        found.setdefault(line["dataset"], []).append(line)
+    return found
 
 
 def shown(lines: list[Line]) -> list[Cell]:
@@ -85,30 +87,38 @@ def shown(lines: list[Line]) -> list[Cell]:
 def _figure(lines: list[Line], cells: list[Cell], dataset: str, path: Path) -> None:
     figure, (compute, traffic) = _canvas()
     metric = lines[0]["metric"]
-    scale = 1 if metric == "loss" else 100
+    scale = 100
+    where = "on the test set (%)"
+    if metric == "loss":
+        scale = 1
+        where = "on held-out text"
     for line in lines:
         index = cells.index(cell_of(line))
+        width = 1.4
+        if line["method"] in ("FedBT", REFERENCE[0]):
+            width = 2.4
         style: dict[str, Any] = {
             "color": COLOURS[index % len(COLOURS)],
             "marker": MARKERS[index % len(MARKERS)],
             "label": name_of(cell_of(line)),
-            "linewidth": 2.4 if line["method"] in ("FedBT", REFERENCE[0]) else 1.4,
+            "linewidth": width,
             "markersize": 4.5,
         }
         scores = [scale * point[-1] for point in line["curve"]]
         for axes, cost in ((compute, tflop), (traffic, megabytes)):
-            axes.plot([cost(*point[1:4]) for point in line["curve"]], scores, **style)
-    where = "on held-out text" if metric == "loss" else "on the test set (%)"
+            axes.plot(_spent_by_round(line, cost), scores, **style)
     compute.set_ylabel(f"{METRICS[metric]} {where}")
     _finish(compute, "Client compute so far (TFLOP, all clients)")
     _finish(traffic, "Bytes so far (MB, up and down, all clients)")
     _save(figure, f"{dataset}: score by what it cost, one point a round (seed 1)", path)
 
 
+def _spent_by_round(line: Line, cost: Cost) -> list[float]:
+    return [cost(*point[1:4]) for point in line["curve"]]
+
+
 def _plans(lines: list[Line], dataset: str, path: Path) -> None:
-    """Draw FedBT's plans beside BERT-FL's curves; those that no cheaper plan beats, by either cost,
-    bear a number.
-    """
+    """Draw FedBT's plans beside BERT-FL's curves; those no cheaper plan beats bear a number."""
     figure, axes_of = _canvas()
     same_base = [line for line in lines if "model" not in line["settings"]]
     curves = [line for line in same_base if line["method"] == REFERENCE[0]]
@@ -118,32 +128,52 @@ def _plans(lines: list[Line], dataset: str, path: Path) -> None:
     best = [line for line in ours if any(_unbeaten(line, ours, cost) for cost in costs)]
     others = [line for line in ours if line not in best]
     for axes, cost in zip(axes_of, costs, strict=True):
-        for line, dashes in zip(curves, cycle(("-", "--", ":", "-.")), strict=False):
-            spent = [cost(*point[1:4]) for point in line["curve"]]
-            scores = [100 * point[-1] for point in line["curve"]]
-            axes.plot(
-                spent, scores, dashes, color=COLOURS[0], label=f"{name_of(cell_of(line))}, by round"
-            )
+        _draw_curves(axes, curves, cost)
         if others:
-            spent = [cost(*spent_of(line)) for line in others]
-            scores = [100 * line["value"] for line in others]
-            axes.scatter(
-                spent, scores, color="#B0B0B0", s=22, label="FedBT, the other plans", zorder=3
-            )
-        for number, line in enumerate(best, 1):
-            axes.scatter(
-                cost(*spent_of(line)),
-                100 * line["value"],
-                label=f"FedBT, {line['variant']}",
-                color=COLOURS[1],
-                marker=f"${number}$",
-                s=60 if number < 10 else 110,
-                zorder=4,
-            )
+            _draw_others(axes, others, cost)
+        _draw_best(axes, best, cost)
     axes_of[0].set_ylabel(f"{METRICS[lines[0]['metric']]} on validation text (%)")
     _finish(axes_of[0], "Client compute (TFLOP, all clients)")
     _finish(axes_of[1], "Bytes (MB, up and down, all clients)")
     _save(figure, f"{dataset}: what the plans reached, by what they cost (one seed)", path)
+
+
+def _draw_curves(axes: "Axes", lines: list[Line], cost: Cost) -> None:
+    for line, dashes in zip(lines, cycle(("-", "--", ":", "-.")), strict=False):
+        axes.plot(
+            _spent_by_round(line, cost),
+            [100 * point[-1] for point in line["curve"]],
+            dashes,
+            color=COLOURS[0],
+            label=f"{name_of(cell_of(line))}, by round",
+        )
+
+
+def _draw_others(axes: "Axes", lines: list[Line], cost: Cost) -> None:
+    axes.scatter(
+        [cost(*spent_of(line)) for line in lines],
+        [100 * line["value"] for line in lines],
+        color="#B0B0B0",
+        s=22,
+        label="FedBT, the other plans",
+        zorder=3,
+    )
+
+
+def _draw_best(axes: "Axes", lines: list[Line], cost: Cost) -> None:
+    for number, line in enumerate(lines, 1):
+        size = 60
+        if number >= 10:  # two digits
+            size = 110
+        axes.scatter(
+            cost(*spent_of(line)),
+            100 * line["value"],
+            label=f"FedBT, {line['variant']}",
+            color=COLOURS[1],
+            marker=f"${number}$",
+            s=size,
+            zorder=4,
+        )
 
 
 def _unbeaten(line: Line, others: list[Line], cost: Cost) -> bool:
@@ -185,7 +215,9 @@ def _finish(axes: "Axes", label: str) -> None:
 
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    marked = (1.0, 2.0, 5.0) if high < 60 * low else (1.0,)  # of each power of ten
+    marked = [1.0]  # of each power of ten
+    if high < 60 * low:
+        marked += [2.0, 5.0]
     axes.xaxis.set_major_locator(LogLocator(subs=marked))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())

@@ -1,6 +1,4 @@
-"""Scores and costs of the paper's cells over seeds, against full-model averaging (BERT-FL) seed by
-seed, as text.
-"""
+"""Scores and costs of the paper's cells as text, set against full-model averaging by seed."""
 
 import math
 import statistics
@@ -86,6 +84,12 @@ def spread_text(lines: list[Line]) -> str:
     return f"{text} ({len(values)})"
 
 
+def _known_percent(share: float) -> str:
+    if math.isnan(share):
+        return ""
+    return _percent(share)
+
+
 def _percent(share: float) -> str:
     if share >= 0.1:
         return f"{100 * share:.1f} %"
@@ -96,9 +100,7 @@ def _percent(share: float) -> str:
 
 
 def tests_against_reference(own: list[Line], cells: dict[Cell, list[Line]]) -> list[str]:
-    """Return score, paired difference, p of a paired t-test and p of two one-sided tests
-    at MARGIN.
-    """
+    """Return score, paired difference, p of a paired t-test, p of two one-sided tests at MARGIN."""
     differences = paired_differences(own, cells.get(REFERENCE, []))
     if own is cells.get(REFERENCE) or not differences:
         return [spread_text(own), "", "", ""]
@@ -120,14 +122,18 @@ def paired_differences(own: Iterable[Line], reference: Iterable[Line]) -> list[f
 def _pairs(own: Iterable[Line], reference: Iterable[Line]) -> list[tuple[Line, Line]]:
     """Return each own line with that of the same seed, where there is one."""
     by_seed = {line["seed"]: line for line in reference}
-    return [(line, by_seed[line["seed"]]) for line in own if line["seed"] in by_seed]
+    pairs = []
+    for line in own:
+        seed = line["seed"]
+        if seed in by_seed:
+            pairs.append((line, by_seed[seed]))
+    return pairs
 
 
 def loss_ratio_text(own: list[Line], losses: dict[Cell, list[Line]]) -> str:
     """Return the loss as a share of BERT-FL's: the mean and, of several, each seed's."""
-    ratios = [
-        line["value"] / full["value"] for line, full in _pairs(own, losses.get(REFERENCE, []))
-    ]
+    pairs = _pairs(own, losses.get(REFERENCE, []))
+    ratios = [line["value"] / full["value"] for line, full in pairs]
     if not ratios:
         return ""
     mean = f"{100 * statistics.mean(ratios):.1f} %"
@@ -135,8 +141,7 @@ def loss_ratio_text(own: list[Line], losses: dict[Cell, list[Line]]) -> str:
 
 
 def equal_cost_texts(own: list[Line], cells: dict[Cell, list[Line]]) -> list[str]:
-    """Return BERT-FL's mean score when it had spent as many FLOPs as these, and when it had sent as
-    many bytes.
+    """Return BERT-FL's mean score when it had spent as many FLOPs, and sent as many bytes, as these.
 
     Between rounds by a straight line.
     """
@@ -153,12 +158,14 @@ def equal_cost_texts(own: list[Line], cells: dict[Cell, list[Line]]) -> list[str
 def _score_at(line: Line, cost: Cost, spent: float) -> float:
     """Return the score when the run had spent this much, the last one if it never did."""
     points: list[tuple[float, float]] = [(0.0, line["initial"])]
-    points += [(cost(*point[1:4]), point[-1]) for point in line["curve"]]
+    for point in line["curve"]:
+        points.append((cost(*point[1:4]), point[-1]))
     for (cost_before, score_before), (cost_after, score_after) in pairwise(points):
         if spent <= cost_after:
             gain = score_after - score_before
             return score_before + gain * (spent - cost_before) / (cost_after - cost_before)
-    return points[-1][1]
+    _, last_score = points[-1]
+    return last_score
 
 
 # Costs --------------------------------------------------------------------------------------------
@@ -199,16 +206,15 @@ def costs_of(own: list[Line], cells: dict[Cell, list[Line]]) -> list[str]:
 
 def shares_text(shares: list[float], own: list[Line]) -> list[str]:
     """Return the columns of COSTS."""
-    texts = ["" if math.isnan(share) else _percent(share) for share in shares]
-    flops, of_reference, up, down, seconds = texts
+    flops, of_reference, up, down, seconds = map(_known_percent, shares)
     if own[0]["clients"] == 1:  # centralised: nothing has to travel
-        up = down = "-"
+        up = "-"
+        down = "-"
     return [flops, of_reference, up, down, seconds]
 
 
 def shares_of(own: list[Line], reference: list[Line]) -> list[float]:
-    """Return costs as shares of BERT-FL's, over the seeds that both have, or nothing where they
-    have none.
+    """Return costs as shares of BERT-FL's, over the seeds that both have; nothing without any.
 
     FLOPs of the stock step (by formula) and of its own run, bytes, seconds. The latter are told
     from the seeds that both are known to have run on one kind of processor, and are not a number
@@ -217,18 +223,26 @@ def shares_of(own: list[Line], reference: list[Line]) -> list[float]:
     pairs = _pairs(own, reference)
     if not pairs:
         return []
-    alike = [
-        (line, full) for line, full in pairs if "cpu" in line and line["cpu"] == full.get("cpu")
-    ]
+    alike = []
+    for line, full in pairs:
+        if "cpu" in line and line["cpu"] == full.get("cpu"):
+            alike.append((line, full))
+    shares = []
+    for name, other in _SHARES:
+        chosen = pairs
+        if name == "client_seconds":
+            chosen = alike
+        shares.append(_share(chosen, name, other))
+    return shares
 
-    def share(name: str, other: str) -> float:
-        chosen = alike if name == "client_seconds" else pairs
-        total = sum(full[other] for _, full in chosen)
-        if not total:
-            return math.nan
-        return float(sum(line[name] for line, _ in chosen) / total)
 
-    return [share(name, other) for name, other in _SHARES]
+def _share(pairs: list[tuple[Line, Line]], name: str, other: str) -> float:
+    """Return the sum of one cost over the sum of BERT-FL's other."""
+    own = sum(line[name] for line, _ in pairs)
+    total = sum(full[other] for _, full in pairs)
+    if not total:
+        return math.nan
+    return float(own / total)
 
 
 def mean_share(shares: Iterable[float]) -> float:

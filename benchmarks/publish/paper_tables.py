@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from benchmarks.publish.marks import table
 from benchmarks.publish.paper_statistics import (
@@ -110,7 +111,7 @@ def _all_tried(lines: list[Line]) -> str:
         return ""
     chosen = best(lines)["variant"]
     texts = []
-    for line in sorted(lines, key=lambda line: tuple(line["tried"].values())):
+    for line in sorted(lines, key=_tried_values):
         text = f"{_tried(line)}: {score_text(line['metric'], line['value'])}"
         if line["variant"] == chosen:
             text = f"**{text}**"
@@ -118,25 +119,29 @@ def _all_tried(lines: list[Line]) -> str:
     return "; ".join(texts)
 
 
+def _tried_values(line: Line) -> tuple[Any, ...]:
+    return tuple(line["tried"].values())
+
+
 def _tried(line: Line) -> str:
     texts = []
     for name, value in line["tried"].items():
-        texts.append(f"{value:g}" if name == "learning-rate" else f"rank {value}")
+        text = f"rank {value}"
+        if name == "learning-rate":
+            text = f"{value:g}"
+        texts.append(text)
     return ", ".join(texts)
 
 
 def comparison(lines: list[Line]) -> str:
-    """Return a table for each data set: score, paired tests against BERT-FL, costs as shares of its
-    costs.
-    """
+    """Return a table for each data set: score, tests against BERT-FL, costs as shares of its own."""
     made = []
     for dataset in _datasets(lines):
         cells = _of_dataset(lines, dataset)
         rows = []
         for cell, own in cells.items():
-            rows.append(
-                [name_of(cell), *tests_against_reference(own, cells), *costs_of(own, cells)]
-            )
+            tests_of_cell = tests_against_reference(own, cells)
+            rows.append([name_of(cell), *tests_of_cell, *costs_of(own, cells)])
         tests = "points to BERT-FL (seeds) | p, t-test | p, TOST 1 point"
         head = f"| {title_of(lines, dataset)} | mean ± sd (seeds) | {tests} | {COSTS} |"
         made.append(table(head, rows))
@@ -144,8 +149,7 @@ def comparison(lines: list[Line]) -> str:
 
 
 def main_table(lines: list[Line]) -> str:
-    """Return the README's table: every method's score on each data set, and its costs over all of
-    them.
+    """Return the README's table: a method's score on each data set, its costs over all of them.
 
     What was run on a single data set, of several, stays in docs/results.md.
     """
@@ -173,14 +177,12 @@ def main_table(lines: list[Line]) -> str:
         # padding is not a method's: the stock step's share is in docs/results.md
         rows.append([*row, *costs[1:]])
     titles = " | ".join(title_of(own, dataset) for dataset in datasets)
-    return table(
-        f"| method | {titles} | FLOPs, of BERT-FL | uplink | downlink | client seconds |", rows
-    )
+    cost_heads = "FLOPs, of BERT-FL | uplink | downlink | client seconds"
+    return table(f"| method | {titles} | {cost_heads} |", rows)
 
 
 def pretraining(lines: list[Line]) -> str:
-    """Return one row a method: held-out MLM loss, and the score of the same fine-tuning of each
-    result.
+    """Return one row a method: held-out MLM loss, and the score of a fine-tuning of its result.
 
     The latter with its distance to that of the base, which was not pre-trained further.
     """
@@ -220,8 +222,7 @@ def _against_base(cell: Cell, cells: dict[Cell, list[Line]]) -> list[str]:
 
 
 def plans(lines: list[Line]) -> str:
-    """Return a table for each data set: each plan's score and costs, BERT-FL's first, then from few
-    FLOPs to many.
+    """Return a table for each data set: score and costs of plans, BERT-FL's first, then by FLOPs.
 
     The last columns are what BERT-FL had reached at a plan's FLOPs and at its bytes.
     """
@@ -251,9 +252,7 @@ def plans(lines: list[Line]) -> str:
 
 
 def skew(lines: list[Line]) -> str:
-    """Return a row for each split of the rows over clients and each plan: BERT-FL's score, FedBT's,
-    the difference.
-    """
+    """Return a row for each split and plan: BERT-FL's score, FedBT's, the difference."""
     rows = []
     fedbt = [line for line in lines if line["method"] == "FedBT"]
     for dataset, variant in dict.fromkeys((line["dataset"], line["variant"]) for line in fedbt):
@@ -261,44 +260,47 @@ def skew(lines: list[Line]) -> str:
         plan, split = variant.split(", ", 1)
         full = cells.get((REFERENCE[0], split), [])
         ours = cells["FedBT", variant]
-        named = (
-            split.replace("partitioner=", "")
-            .replace("partition-weights=", "")
-            .replace("dirichlet-", "")
-        )
-        points = points_text(paired_differences(ours, full))
-        rows.append(
-            [title_of(lines, dataset), named, spread_text(full), plan, spread_text(ours), points]
-        )
-    return table(
-        "| data | split | BERT-FL | FedBT trains | FedBT | points to BERT-FL (seeds) |", rows
-    )
+        for prefix in ("partitioner=", "partition-weights=", "dirichlet-"):
+            split = split.replace(prefix, "")
+        row = [
+            title_of(lines, dataset),
+            split,
+            spread_text(full),
+            plan,
+            spread_text(ours),
+            points_text(paired_differences(ours, full)),
+        ]
+        rows.append(row)
+    head = "| data | split | BERT-FL | FedBT trains | FedBT | points to BERT-FL (seeds) |"
+    return table(head, rows)
 
 
 def cost_to_target(lines: list[Line]) -> str:
-    """Return, from the seed with a curve, what each method spent to come within 2 points of
-    BERT-FL's final score.
+    """Return what each method spent to come within 2 points of BERT-FL's final score.
+
+    That is told from the seed with a curve.
     """
     rows = []
     for dataset in _datasets(lines):
-        curves = {
-            cell_of(line): line
-            for line in lines
-            if line["dataset"] == dataset and len(line["curve"]) > 1
-        }
+        curves = {}
+        for line in lines:
+            if line["dataset"] == dataset and len(line["curve"]) > 1:
+                curves[cell_of(line)] = line
         if REFERENCE not in curves:
             continue
         goal = curves[REFERENCE]["value"] - 2 * MARGIN
         metric = curves[REFERENCE]["metric"]
         goal_text = f"{title_of(lines, dataset)} ≥ {score_text(metric, goal)}"
         for cell, line in curves.items():
-            reached = next((point for point in line["curve"] if point[-1] >= goal), None)
-            spent = ["not reached"] * 3
-            if reached:
-                spent = [
-                    str(reached[0]),
-                    f"{tflop(*reached[1:4]):.1f}",
-                    f"{megabytes(*reached[1:4]):,.1f}",
-                ]
-            rows.append([goal_text, name_of(cell), *spent])
+            rows.append([goal_text, name_of(cell), *_spent_until(goal, line)])
     return table("| goal | method | rounds | TFLOP of all clients | MB both ways |", rows)
+
+
+def _spent_until(goal: float, line: Line) -> list[str]:
+    """Return the first round whose score reached the goal, and what was spent until then."""
+    for number, flops, up, down, score in line["curve"]:
+        if score >= goal:
+            compute = tflop(flops, up, down)
+            traffic = megabytes(flops, up, down)
+            return [str(number), f"{compute:.1f}", f"{traffic:,.1f}"]
+    return ["not reached"] * 3

@@ -30,8 +30,7 @@ PHASES = ("import", "sync", "load", "train", "encode_float32", "encode_int4")
 def measure(
     setting: Setting, method: str, local_depth: int, scratch: Path, began: float
 ) -> dict[str, float]:
-    """Measure a later round of a run: the server's last delta is new, the frozen-prefix cache is
-    filled.
+    """Measure a later round of a run: the server's last delta is new, the prefix cache is filled.
 
     Parameters
     ----------
@@ -95,23 +94,25 @@ def _typical(setting: Setting, local_depth: int) -> RoundPlan:
     plans = setting.schedule(local_depth)
     costs = [setting.costs.step_flops(plan, shape) for plan in plans]
     mean = sum(costs) / len(costs)
-    return min(zip(plans, costs, strict=True), key=lambda pair: abs(pair[1] - mean))[0]
+    distances = [abs(cost - mean) for cost in costs]
+    nearest = distances.index(min(distances))
+    return plans[nearest]
 
 
 def _request(setting: Setting, plan: RoundPlan, pool: ParameterPool) -> Request:
-    """Play the server: bring the pool to the state before the round's delta, then return what sends
-    that.
-    """
+    """Play the server: bring the pool to before the round's delta; return what sends that."""
     weights = setting.weights
     checkpoint = weights.checkpoint
     state = GlobalState(checkpoint)
     lacking = weights.lacking(HEAD)
     if lacking:
         state.introduce(HEAD, new_tensors(lacking, seed=1))
-    first = Request(Sync("", state.updates_for({}), state.states()), setting.labels)
-    held = synchronise(pool, Weights(checkpoint, pool.tensors, weights.spec), first)
+    first_sync = Sync("", state.updates_for({}), state.states())
+    at_client = Weights(checkpoint, pool.tensors, weights.spec)
+    held = synchronise(pool, at_client, Request(first_sync, setting.labels))
     shapes: dict[str, Any] = {}
     for part in plan.trained_parts:
         shapes |= weights.shapes(part)
     state.apply({name: 1e-3 * torch.randn(shape) for name, shape in shapes.items()})
-    return Request(Sync("", state.updates_for(held), state.states()), setting.labels, plan)
+    sync = Sync("", state.updates_for(held), state.states())
+    return Request(sync, setting.labels, plan)

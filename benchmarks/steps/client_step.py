@@ -7,6 +7,7 @@ round.
 
 import argparse
 import gc
+import itertools
 import json
 import statistics
 import subprocess
@@ -31,6 +32,7 @@ from fedbt_app.costs.meter import FlopMeter
 from fedbt_app.tasks import TASKS
 
 ROUNDS_OF = ("mlm", "classification")  # tasks whose whole rounds are measured
+Variant = tuple[str, int]  # method, local depth
 BASELINE = "baseline"  # of memory: a process that has only imported the libraries
 
 
@@ -110,7 +112,8 @@ class _Sample:
         meter.step("step", lambda: self.part.run(self.work))
         self.flops = meter.total
         if self.part.predicted is not None:
-            predicted = self.part.predicted(StepShape(*self.work.batch.shape[:3]))
+            size, length, positions, _ = self.work.batch.shape
+            predicted = self.part.predicted(StepShape(size, length, positions))
             if predicted != self.flops:
                 print(f"{name}: counted {self.flops} FLOPs, predicted {predicted}", file=sys.stderr)
 
@@ -128,20 +131,22 @@ def _compare(options: argparse.Namespace, task: str, length: str, peaks: "_Peaks
     if length == "real":
         lengths = workload.real_lengths(options.raw)
     load = workload.make(setting, lengths)
-    compared = [(method, depth) for method in METHODS for depth in setting.local_depths(method)]
+    compared: list[Variant] = []
+    for method in METHODS:
+        compared += [(method, depth) for depth in setting.local_depths(method)]
     # before this process needs much itself
-    memory = {variant: peaks.of(*variant, task) for variant in compared}
-    samples = {
-        variant: _samples(variants.parts(setting, *variant, load), load) for variant in compared
-    }
+    memory = {(method, depth): peaks.of(method, depth, task) for method, depth in compared}
+    baseline = peaks.of(BASELINE, 0, task)
+    samples: dict[Variant, list[_Sample]] = {}
+    for method, depth in compared:
+        parts = variants.parts(setting, method, depth, load)
+        samples[method, depth] = _samples(parts, load)
     for (method, depth), own in samples.items():
         for sample in own:
             sample.warm_up(f"{task}, {method}, {depth} blocks, {length}")
-    for repetition in range(options.repetitions):
-        print(
-            f"{task}, {length}: repetition {repetition + 1} of {options.repetitions}",
-            file=sys.stderr,
-        )
+    for repetition in range(options.repetitions):  # all of them in each: a slow minute hits all
+        number = f"{repetition + 1} of {options.repetitions}"
+        print(f"{task}, {length}: repetition {number}", file=sys.stderr)
         for own in samples.values():
             for sample in own:
                 sample.run()
@@ -157,7 +162,7 @@ def _compare(options: argparse.Namespace, task: str, length: str, peaks: "_Peaks
             "seconds_min": _mean(own, lambda sample: min(sample.seconds)),
             "seconds_max": _mean(own, lambda sample: max(sample.seconds)),
             "peak_memory_bytes": memory[method, depth],
-            "baseline_memory_bytes": peaks.of(BASELINE, 0, task),
+            "baseline_memory_bytes": baseline,
             "batch_lengths": batch_lengths,
             "repetitions": options.repetitions,
         }
@@ -213,10 +218,11 @@ class _Peaks:
             task = next(iter(TASKS))  # it is the same for all
         key = (method, task, str(depth))
         if key not in self._known:
-            moments = ("first", "largest") if method == "fedbt" else ("only",)
-            self._known[key] = max(
-                _in_process(self._options, "--peak", *key, moment) for moment in moments
-            )
+            moments = ["only"]
+            if method == "fedbt":
+                moments = ["first", "largest"]
+            peaks = [_in_process(self._options, "--peak", *key, moment) for moment in moments]
+            self._known[key] = max(peaks)
         return self._known[key]
 
 
@@ -255,30 +261,28 @@ def _whole_round(
 
 def _rounds(options: argparse.Namespace) -> list[Row]:
     rows = []
-    for task in (task for task in options.tasks if task in ROUNDS_OF):
-        for method in ("full", "fedbt"):
-            depth = Setting(options.checkpoint, task).local_depths(method)[0]
-            print(f"whole round: {task}, {method}", file=sys.stderr)
-            seconds = _in_process(
-                options, "--whole-round", method, task, str(depth), str(time.time())
-            )
-            variant = (options.arch, task, method, depth, str(LENGTH), options.precision)
-            rows.append(dict(zip(KEYS, variant, strict=True)) | {"seconds": seconds} | machine())
+    tasks = [task for task in options.tasks if task in ROUNDS_OF]
+    for task, method in itertools.product(tasks, ("full", "fedbt")):
+        depth = Setting(options.checkpoint, task).local_depths(method)[0]
+        print(f"whole round: {task}, {method}", file=sys.stderr)
+        began = str(time.time())
+        seconds = _in_process(options, "--whole-round", method, task, str(depth), began)
+        variant = (options.arch, task, method, depth, str(LENGTH), options.precision)
+        row: Row = dict(zip(KEYS, variant, strict=True))
+        row["seconds"] = seconds
+        rows.append(row | machine())
     return rows
 
 
 def _in_process(options: argparse.Namespace, *arguments: str) -> Any:
-    fixed = [
-        "--arch",
-        options.arch,
-        "--precision",
-        options.precision,
-        "--checkpoint",
-        str(options.checkpoint),
-    ]
-    command = [sys.executable, "-m", "benchmarks.steps.client_step", *fixed, *arguments]
+    command = [sys.executable, "-m", "benchmarks.steps.client_step"]
+    command += ["--arch", options.arch]
+    command += ["--precision", options.precision]
+    command += ["--checkpoint", str(options.checkpoint)]
+    command += arguments
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    *_, last_line = done.stdout.splitlines()
+    return json.loads(last_line)
 
 
 def _quiet() -> None:

@@ -65,9 +65,9 @@ def _print(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> 
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for head in heads:
-        table.add_column(
-            head, justify="left" if head in ("task", "method") else "right", no_wrap=True
-        )
+        table.add_column(head, justify="right", no_wrap=True)
+        if head in ("task", "method"):
+            table.columns[-1].justify = "left"
     before = lines[0]
     for line in lines:
         if line[0] != before[0]:

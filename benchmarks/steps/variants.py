@@ -42,9 +42,7 @@ class Part:
 def parts(
     setting: Setting, method: str, local_depth: int, load: Workload, only: RoundPlan | None = None
 ) -> list[Part]:
-    """Build a method's models and return its steps: those of all FedBT's plans, or of one
-    of them.
-    """
+    """Build a method's models and return its steps: of all FedBT's plans, or of one of them."""
     if method == "full-stock":
         step = _stock_step(stock_model(setting), setting.bfloat16)
         return [Part(1, step, partial(_stock_flops, setting), padded=True)]
@@ -52,11 +50,16 @@ def parts(
         return [Part(1, _stock_step(_lora(setting), setting.bfloat16), padded=True)]
     if method == "full-optimised":
         plan = full_plan(setting.arch.depth)
-        return [Part(1, _exact_step(setting.build(plan)), partial(_flops, setting, plan))]
-    plans = _distinct(setting.schedule(local_depth)) if only is None else [(only, 1.0)]
+        step = _exact_step(setting.build(plan))
+        return [Part(1, step, partial(_flops, setting, plan))]
+    if only is None:
+        plans = _distinct(setting.schedule(local_depth))
+    else:
+        plans = [(only, 1.0)]
     if method == "fedbt-plain":
         return [_plain_part(setting, plan, share) for plan, share in plans]
-    return _fedbt(setting, plans, setting.open_cache(setting.folder / "prefix", load.rows))
+    cache = setting.open_cache(setting.folder / "prefix", load.rows)
+    return _fedbt(setting, plans, cache)
 
 
 def _plain_part(setting: Setting, plan: RoundPlan, share: float) -> Part:
@@ -83,24 +86,24 @@ def stock_model(setting: Setting) -> Any:
 
     if setting.task == "mlm":
         return BertForMaskedLM.from_pretrained(setting.folder).train()
+    kind: Any = BertForTokenClassification
     if setting.task == "classification":
-        return BertForSequenceClassification.from_pretrained(
-            setting.folder, num_labels=len(LABELS)
-        ).train()
-    return BertForTokenClassification.from_pretrained(
-        setting.folder, num_labels=len(LABELS)
-    ).train()
+        kind = BertForSequenceClassification
+    return kind.from_pretrained(setting.folder, num_labels=len(LABELS)).train()
 
 
 def _lora(setting: Setting) -> Any:
     from peft import LoraConfig, get_peft_model
 
+    beside: list[str] | None = ["classifier"]
+    if setting.task == "mlm":
+        beside = None
     config = LoraConfig(
         r=8,
         lora_alpha=16,
         lora_dropout=0.1,
         target_modules=["query", "value"],
-        modules_to_save=None if setting.task == "mlm" else ["classifier"],
+        modules_to_save=beside,
     )
     return get_peft_model(stock_model(setting), config).train()
 
@@ -108,9 +111,7 @@ def _lora(setting: Setting) -> Any:
 def _fedbt(
     setting: Setting, plans: list[tuple[RoundPlan, float]], cache: PrefixCache | None
 ) -> list[Part]:
-    """Make the parts of the product's own steps; filling the cache costs each example one pass in
-    all rounds.
-    """
+    """Make the parts of the product's own steps; the cache costs an example one pass in all."""
     local_models = [setting.build(plan) for plan, _ in plans]
     if cache is None:
         made = []
@@ -119,7 +120,8 @@ def _fedbt(
         return made
 
     def fill(work: Work) -> None:
-        cache.write(work.batch, forward.prefix(local_models[0], work.batch, cache.depth).states)
+        prefix = forward.prefix(local_models[0], work.batch, cache.depth)
+        cache.write(work.batch, prefix.states)
 
     def flops_above(plan: RoundPlan, shape: StepShape) -> int:
         above = replace(plan, local_blocks=plan.local_blocks[cache.depth :])
@@ -136,7 +138,8 @@ def _fedbt(
 
 
 def _stock_step(model: Any, bfloat16: bool) -> Callable[[Work], None]:
-    optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad])
+    trained = [value for value in model.parameters() if value.requires_grad]
+    optimizer = torch.optim.AdamW(trained)
 
     def run(work: Work) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
@@ -163,9 +166,8 @@ def _exact_step(local: LocalModel, cache: PrefixCache | None = None) -> Callable
 
 
 def _distinct(plans: list[RoundPlan]) -> list[tuple[RoundPlan, float]]:
-    """Take one of all plans that compute the same, with their share: which frozen blocks were drawn
-    is no matter.
-    """
+    """Take one of all plans that compute the same, with their share."""
+    # which frozen blocks were drawn is no matter
     kinds: dict[tuple[int, int, int], list[RoundPlan]] = {}
     for plan in plans:
         kind = (len(plan.local_blocks), plan.lowest_trained, len(plan.trained_blocks))
@@ -186,7 +188,7 @@ def train_round(
 
 def largest(setting: Setting, local_depth: int) -> RoundPlan:
     """Return the plan of the schedule that needs most memory."""
-    shape = setting.costs.full_shape(BATCH, LENGTH, setting.collator.reading.mask_probability)
-    return max(
-        setting.schedule(local_depth), key=lambda plan: setting.costs.memory_bytes(plan, shape)
-    )
+    costs = setting.costs
+    shape = costs.full_shape(BATCH, LENGTH, setting.collator.reading.mask_probability)
+    plans = setting.schedule(local_depth)
+    return max(plans, key=lambda plan: costs.memory_bytes(plan, shape))
