@@ -121,7 +121,8 @@ def test_data(config: RunConfig, tokenizer: Tokenizer, tokenizer_id: str) -> "Da
         made = _tokenise(config, tokenizer(), {"test": rows})
         if not length(made["test"]):
             raise FedBTError(
-                f"dataset={config.dataset} has no test rows: raise test-fraction or add a test split"
+                f"dataset={config.dataset} has no test rows: "
+                "raise test-fraction or add a test split"
             )
         return made, {}
 
