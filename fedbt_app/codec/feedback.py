@@ -8,8 +8,9 @@ from fedbt_app.tensors import Tensors
 def encode_with_feedback(
     deltas: Tensors, residual: Tensors, codec: str
 ) -> tuple[Encoded, Tensors, Tensors]:
-    """Encode deltas plus what earlier encodings dropped (error feedback, Seide et al. 2014;
-    Karimireddy et al. 2019).
+    """Encode deltas plus what earlier encodings dropped.
+
+    This is error feedback (Seide et al. 2014; Karimireddy et al. 2019).
 
     Returns
     -------
@@ -17,14 +18,14 @@ def encode_with_feedback(
         The encoded deltas, what the receiver decodes of them, and the new residual, empty if
         nothing was dropped.
     """
-    wanted = {
-        name: delta + residual[name] if name in residual else delta
-        for name, delta in deltas.items()
-    }
+    wanted = dict(deltas)
+    for name, dropped in residual.items():
+        if name in wanted:
+            wanted[name] = wanted[name] + dropped
     encoded = encode(wanted, codec)
     if is_lossless(codec):
         return encoded, wanted, {}
-    received = decode(
-        encoded.arrays, encoded.header, {name: tuple(value.shape) for name, value in wanted.items()}
-    )
-    return encoded, received, {name: value - received[name] for name, value in wanted.items()}
+    shapes = {name: tuple(value.shape) for name, value in wanted.items()}
+    received = decode(encoded.arrays, encoded.header, shapes)
+    still_missing = {name: value - received[name] for name, value in wanted.items()}
+    return encoded, received, still_missing

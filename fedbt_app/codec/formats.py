@@ -1,6 +1,4 @@
-"""What a codec makes of tensors, by their shapes alone: which are quantised, how long its two
-arrays are.
-"""
+"""What a codec makes of tensors, by their shapes alone: which it quantises, how long arrays are."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -19,9 +17,16 @@ class Codec(NamedTuple):
 
 
 CODECS: dict[str, Codec] = {
-    name + suffix: Codec(bits, bool(suffix))
-    for name, bits in {"float32": 32, "bf16": 16, "int8": 8, "int4": 4, "int2": 2}.items()
-    for suffix in ("", "+zstd")
+    "float32": Codec(32, zstd=False),
+    "float32+zstd": Codec(32, zstd=True),
+    "bf16": Codec(16, zstd=False),
+    "bf16+zstd": Codec(16, zstd=True),
+    "int8": Codec(8, zstd=False),
+    "int8+zstd": Codec(8, zstd=True),
+    "int4": Codec(4, zstd=False),
+    "int4+zstd": Codec(4, zstd=True),
+    "int2": Codec(2, zstd=False),
+    "int2+zstd": Codec(2, zstd=True),
 }
 
 
@@ -31,24 +36,30 @@ def is_lossless(codec: str) -> bool:
 
 
 def is_quantised(shape: Sequence[int], bits: int) -> bool:
-    """Biases and LayerNorm weights are not: as bfloat16 they add 0.02 bits per parameter of a
-    block.
-    """
+    """Biases and LayerNorm weights are not: as bfloat16 they add 0.02 bits a block's parameter."""
     return bits <= 8 and len(shape) >= 2
 
 
 def lengths(shapes: Sequence[Sequence[int]], bits: int) -> tuple[list[int], list[int]]:
     """Return how many entries of `values`, and how many bytes of `codes`, each tensor takes."""
-    sizes = [math.prod(shape) for shape in shapes]
-    quantised = [is_quantised(shape, bits) for shape in shapes]
-    return (
-        [-(-size // BLOCK) if yes else size for size, yes in zip(sizes, quantised, strict=True)],
-        [-(-size * bits // 8) if yes else 0 for size, yes in zip(sizes, quantised, strict=True)],
-    )
+    values = []
+    codes = []
+    for shape in shapes:
+        size = math.prod(shape)
+        if is_quantised(shape, bits):
+            values.append(-(-size // BLOCK))  # rounded up
+            codes.append(-(-size * bits // 8))
+        else:
+            values.append(size)
+            codes.append(0)
+    return values, codes
 
 
 def payload_bytes(shapes: Iterable[Sequence[int]], codec: str) -> int:
     """Return the bytes of the arrays, before any zstd."""
     bits = CODECS[codec].bits
     values, codes = lengths(list(shapes), bits)
-    return sum(values) * (4 if bits == 32 else 2) + sum(codes)
+    value_bytes = 2
+    if bits == 32:
+        value_bytes = 4
+    return value_bytes * sum(values) + sum(codes)

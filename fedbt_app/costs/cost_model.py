@@ -1,6 +1,4 @@
-"""Costs from the model's dimensions alone: what `fedbt plan` prints and what measurements are held
-against.
-"""
+"""Costs from the model's dimensions alone: for `fedbt plan`, and to hold measurements against."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +7,7 @@ from fedbt_app.codec.formats import payload_bytes
 from fedbt_app.costs.counting import Counts
 from fedbt_app.costs.formulas import Formulas, StepShape
 from fedbt_app.encoders.architecture import Architecture
-from fedbt_app.parts import HEAD, HeadKind, count
+from fedbt_app.parts import HEAD, HeadKind, Shapes, count
 from fedbt_app.plan import RoundPlan, full_plan
 from fedbt_app.tasks.base import Task
 
@@ -18,9 +16,7 @@ BYTES = 4  # of a float32
 
 @dataclass(frozen=True)
 class RoundCosts:
-    """One client's predicted costs in one round: FLOPs of one step, bytes of one exchange, bytes of
-    memory.
-    """
+    """One client's predicted costs in one round: of one step, of one exchange, of memory."""
 
     plan: RoundPlan
     step_flops: int
@@ -50,19 +46,25 @@ class CostModel:
 
     @cached_property
     def _flops(self) -> Formulas | Counts:
-        """The closed formulas where the family has them: they take no time. Else the step is
-        counted.
-        """
+        """The closed formulas, which take no time, where the family has them; else counts."""
         if self.architecture.encoder.plain_blocks:
             return Formulas(
-                self.architecture, self.task.head, self.num_labels, self.rank, self.fused
+                architecture=self.architecture,
+                head=self.task.head,
+                num_labels=self.num_labels,
+                rank=self.rank,
+                fused=self.fused,
             )
-        return Counts(self.architecture, self.task, self.num_labels, self.rank, self.fused)
+        return Counts(
+            architecture=self.architecture,
+            task=self.task,
+            num_labels=self.num_labels,
+            rank=self.rank,
+            fused=self.fused,
+        )
 
     def step_flops(self, plan: RoundPlan, shape: StepShape, start: int = 0) -> int:
-        """Return the FLOPs of one exact step; `start` is how many of the lowest blocks' output
-        comes from the cache.
-        """
+        """Return the FLOPs of one exact step; the cache has the `start` lowest blocks' output."""
         return self._flops.step(plan, shape, start)
 
     def stock_step_flops(self, batch: int, length: int) -> int:
@@ -70,10 +72,9 @@ class CostModel:
         return self._flops.stock_step(batch, length)
 
     def full_step_flops(self, shape: StepShape) -> int:
-        """Return the FLOPs of full-model training by the exact step: the reference with the same
-        optimisations.
-        """
-        return self.step_flops(full_plan(self.architecture.depth), shape)
+        """Return the FLOPs of a full-model exact step: a reference with the same optimisations."""
+        plan = full_plan(self.architecture.depth)
+        return self.step_flops(plan, shape)
 
     def prefix_flops(self, depth: int, batch: int, length: int) -> int:
         """Return the FLOPs of the first `depth` blocks, forward only, at every position."""
@@ -81,7 +82,8 @@ class CostModel:
 
     def full_shape(self, batch: int, length: int, mask_probability: float) -> StepShape:
         """Return the shape of a full batch: all sequences of full length."""
-        return StepShape(batch, length, self.task.full_positions(length, mask_probability))
+        positions = self.task.full_positions(length, mask_probability)
+        return StepShape(batch, length, positions)
 
     def trained_parameters(self, plan: RoundPlan) -> int:
         """Return how many parameters a round trains and sends each way."""
@@ -89,30 +91,40 @@ class CostModel:
 
     def exchange_bytes(self, plan: RoundPlan) -> int:
         """Return the bytes that a round sends each way."""
-        return sum(
-            payload_bytes(self._shapes(part).values(), self.codec) for part in plan.trained_parts
-        )
+        total = 0
+        for part in plan.trained_parts:
+            shapes = self._shapes(part)
+            total += payload_bytes(shapes.values(), self.codec)
+        return total
 
     def memory_bytes(self, plan: RoundPlan, shape: StepShape) -> int:
-        """Estimate a step's memory: weights, gradient and two AdamW moments of what is trained,
-        saved activations.
+        """Estimate a step's memory: weights, what training adds to them, and saved activations.
 
-        A block with a graph saves about 10 states of the hidden and 2 of the intermediate size a
-        token, and two attention maps; the MLM head its logits, their softmax and their gradient.
+        Training adds the gradient and two AdamW moments of what is trained. A block with a graph
+        saves about 10 states of the hidden and 2 of the intermediate size a token, and two
+        attention maps; the MLM head its logits, their softmax and their gradient.
         """
-        hidden = self.architecture.hidden
-        tokens = shape.batch * shape.length
-        distinct = len(set(plan.local_blocks))
-        weights = count(self.architecture.embeddings()) + distinct * count(
-            self.architecture.block(0)
-        )
-        weights += count(self._shapes(HEAD))
+        trained = 3 * self.trained_parameters(plan)
         with_graph = len(plan.local_blocks) - max(0, plan.lowest_trained)
-        attention_heads = max(1, hidden // 64)
-        block = tokens * (10 * hidden + 2 * self.architecture.dimensions.intermediate)
-        block += 2 * shape.batch * attention_heads * shape.length**2
+        blocks = with_graph * self._block_activations(shape)
         head = 3 * shape.batch * shape.positions * self._outputs
-        return BYTES * (weights + 3 * self.trained_parameters(plan) + with_graph * block + head)
+        return BYTES * (self._held(plan) + trained + blocks + head)
+
+    def _held(self, plan: RoundPlan) -> int:
+        """Return how many weights the local model has."""
+        block = count(self.architecture.block(0))
+        blocks = len(set(plan.local_blocks))  # a block that stands in several places is one
+        embeddings = count(self.architecture.embeddings())
+        return embeddings + blocks * block + count(self._shapes(HEAD))
+
+    def _block_activations(self, shape: StepShape) -> int:
+        tokens = shape.batch * shape.length
+        hidden = self.architecture.hidden
+        intermediate = self.architecture.dimensions.intermediate
+        states = tokens * (10 * hidden + 2 * intermediate)
+        attention_heads = max(1, hidden // 64)
+        maps = 2 * shape.batch * attention_heads * shape.length**2
+        return states + maps
 
     def round(self, plan: RoundPlan, shape: StepShape) -> RoundCosts:
         """Predict one client's costs of one plan."""
@@ -125,11 +137,17 @@ class CostModel:
 
     @property
     def _outputs(self) -> int:
-        words = self.task.head is HeadKind.MASKED_LM
-        return self.architecture.dimensions.vocabulary if words else self.num_labels
+        if self.task.head is HeadKind.MASKED_LM:
+            return self.architecture.dimensions.vocabulary
+        return self.num_labels
 
-    def _shapes(self, part: str) -> dict[str, tuple[int, ...]]:
-        return self.architecture.part(part, self.task.head, self.num_labels, self.rank)
+    def _shapes(self, part: str) -> Shapes:
+        return self.architecture.part(
+            part,
+            kind=self.task.head,
+            num_labels=self.num_labels,
+            rank=self.rank,
+        )
 
 
 def full_model_bytes(architecture: Architecture, head: HeadKind, num_labels: int) -> int:

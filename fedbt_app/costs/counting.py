@@ -29,9 +29,7 @@ DROPOUT = 0.1  # any: with some, a CPU's attention does not run in one fused ker
 
 @dataclass(frozen=True)
 class Counts:
-    """The FLOPs of one model of one task; the same questions as Formulas answers, and the same
-    attributes.
-    """
+    """The FLOPs of one model of one task: answers the same questions as Formulas."""
 
     architecture: Architecture
     task: Task
@@ -40,9 +38,7 @@ class Counts:
     fused: bool = False
 
     def step(self, plan: RoundPlan, shape: StepShape, start: int = 0) -> int:
-        """Count one exact training step; `start` is how many of the lowest blocks' output comes
-        from the cache.
-        """
+        """Count one exact training step; the cache has the `start` lowest blocks' output."""
         return _step(self, plan, shape, start)
 
     def stock_step(self, batch: int, length: int) -> int:
@@ -57,8 +53,14 @@ class Counts:
     def spec(self) -> ModelSpec:
         """What the model is made for."""
         labels = tuple(f"LABEL_{index}" for index in range(self.num_labels))
-        dropout = 0.0 if self.fused else DROPOUT
-        return ModelSpec(self.task, labels, dropout, lora_rank=max(1, self.rank))
+        dropout = DROPOUT
+        if self.fused:
+            dropout = 0.0
+        rank = max(1, self.rank)  # a plan without adapters has no rank, but peft wants one
+        return ModelSpec(self.task, labels, dropout, lora_rank=rank)
+
+
+# What is counted once is kept: a plan asks for the same steps again and again.
 
 
 @cache
@@ -69,48 +71,50 @@ def _step(counts: Counts, plan: RoundPlan, shape: StepShape, start: int) -> int:
         batch = _batch(shape)
         known = None
         if start:
-            known = forward.Prefix(
-                start, torch.empty(shape.batch, shape.length, counts.architecture.hidden)
-            )
+            states = torch.empty(shape.batch, shape.length, counts.architecture.hidden)
+            known = forward.Prefix(start, states)
         return _counted(lambda: forward.loss(local, batch, known).backward())
 
 
 @cache
 def _stock_step(counts: Counts, batch: int, length: int) -> int:
-    module = weightless(
-        counts.architecture, counts.spec, full_plan(counts.architecture.depth)
-    ).module
+    plan = full_plan(counts.architecture.depth)
+    module = weightless(counts.architecture, counts.spec, plan).module
     with FakeTensorMode():
         _put_on_fake_cpu(module)
-        ids = torch.zeros(batch, length, dtype=torch.int64)
-        labels = ids[:, 0] if counts.task.head is HeadKind.SEQUENCE else ids
-        return _counted(lambda: module(input_ids=ids, labels=labels).loss.backward())
+        pieces = torch.zeros(batch, length, dtype=torch.int64)
+        labels = pieces
+        if counts.task.head is HeadKind.SEQUENCE:  # one a row
+            labels = pieces[:, 0]
+        return _counted(lambda: module(input_ids=pieces, labels=labels).loss.backward())
 
 
 @cache
 def _prefix(counts: Counts, depth: int, batch: int, length: int) -> int:
-    local = weightless(counts.architecture, counts.spec, untrained_plan(counts.architecture.depth))
+    plan = untrained_plan(counts.architecture.depth)
+    local = weightless(counts.architecture, counts.spec, plan)
+    shape = StepShape(batch, length, positions=1)  # no loss is read: any number does
     with FakeTensorMode():
         _put_on_fake_cpu(local.module)
-        return _counted(lambda: forward.prefix(local, _batch(StepShape(batch, length, 1)), depth))
+        return _counted(lambda: forward.prefix(local, _batch(shape), depth))
 
 
 def _put_on_fake_cpu(module: Any) -> None:
     """Put fake tensors, which claim to be on the CPU, in the place of those on the meta device."""
     for owner in module.modules():
         for name, parameter in owner.named_parameters(recurse=False):
-            fake = torch.nn.Parameter(
-                torch.empty(parameter.shape), requires_grad=parameter.requires_grad
-            )
+            values = torch.empty(parameter.shape)
+            fake = torch.nn.Parameter(values, requires_grad=parameter.requires_grad)
             setattr(owner, name, fake)
         for name, buffer in owner.named_buffers(recurse=False):
-            setattr(owner, name, torch.zeros(buffer.shape, dtype=buffer.dtype))
+            zeros = torch.zeros(buffer.shape, dtype=buffer.dtype)
+            setattr(owner, name, zeros)
 
 
 def _batch(shape: StepShape) -> Batch:
-    ids = torch.zeros(shape.batch, shape.length, dtype=torch.int64)
+    pieces = torch.zeros(shape.batch, shape.length, dtype=torch.int64)
     read = torch.zeros(shape.batch, shape.positions, dtype=torch.int64)
-    return Batch(ids, None, read, read)
+    return Batch(input_ids=pieces, mask=None, positions=read, labels=read)
 
 
 def _counted(run: Callable[[], Any]) -> int:

@@ -11,8 +11,9 @@ from fedbt_app.encoders.architecture import Architecture
 from fedbt_app.parts import HeadKind
 from fedbt_app.plan import RoundPlan
 
-# products: a fused attention kernel computes the scores again
-_FUSED_BACKWARD, _PLAIN_BACKWARD = 5, 4
+# Products of attention's backward pass.
+_PLAIN_BACKWARD = 4
+_FUSED_BACKWARD = 5  # such a kernel computes the scores again
 
 
 @dataclass(frozen=True)
@@ -49,22 +50,23 @@ class Formulas:
         """
         total = 0
         gradient_below = plan.embeddings
-        for position in range(start, len(plan.local_blocks)):
+        last = len(plan.local_blocks) - 1
+        for position in range(start, last + 1):
             trained = plan.local_blocks[position] in plan.trained_blocks
-            last = position == len(plan.local_blocks) - 1
-            total += self._block(plan, shape, trained, last, gradient_below)
+            total += self._block(plan, shape, trained, position == last, gradient_below)
             gradient_below = gradient_below or trained
-        return total + self._head(shape.batch * shape.positions, plan.embeddings, gradient_below)
+        rows = shape.batch * shape.positions
+        return total + self._head(rows, plan.embeddings, gradient_below)
 
     def stock_step(self, batch: int, length: int) -> int:
-        """Return the FLOPs of a stock full-model step: every position of every block, dense output
-        head.
-        """
+        """Return the FLOPs of a stock full-model step: all positions of all blocks, dense head."""
         hidden = self.architecture.hidden
         tokens = batch * length
         linear = 3 * self._linear_layers(tokens)
         attention = 2 * tokens * length * hidden * (2 + _PLAIN_BACKWARD)
-        rows = batch if self.head is HeadKind.SEQUENCE else tokens
+        rows = tokens
+        if self.head is HeadKind.SEQUENCE:
+            rows = batch
         head = self._head(rows, embeddings_trained=True, gradient_below=True)
         return self.architecture.depth * (linear + attention) + head
 
@@ -76,17 +78,28 @@ class Formulas:
 
     def _linear_layers(self, tokens: int) -> int:
         """Return the FLOPs of a block's six linear layers, forward."""
-        hidden, intermediate = self.architecture.hidden, self.architecture.dimensions.intermediate
-        return 4 * 2 * tokens * hidden * hidden + 2 * 2 * tokens * hidden * intermediate
+        hidden = self.architecture.hidden
+        intermediate = self.architecture.dimensions.intermediate
+        attention = 4 * 2 * tokens * hidden * hidden  # query, key, value and output
+        feed_forward = 2 * 2 * tokens * hidden * intermediate
+        return attention + feed_forward
 
     def _block(
-        self, plan: RoundPlan, shape: StepShape, trained: bool, last: bool, gradient_below: bool
+        self,
+        plan: RoundPlan,
+        shape: StepShape,
+        trained: bool,
+        last: bool,
+        gradient_below: bool,
     ) -> int:
-        hidden, intermediate = self.architecture.hidden, self.architecture.dimensions.intermediate
+        hidden = self.architecture.hidden
+        intermediate = self.architecture.dimensions.intermediate
         full = trained and not plan.adapters
         adapted = trained and plan.adapters
         tokens = shape.batch * shape.length
-        queries = shape.batch * shape.positions if last else tokens
+        queries = tokens
+        if last:
+            queries = shape.batch * shape.positions
         # after attention the adapters below count as something to pass a gradient to
         inside = gradient_below or trained
         total = 0
@@ -96,32 +109,26 @@ class Formulas:
                 total += _linear(rows, hidden, self.rank, True, gradient_below)
                 total += _linear(rows, self.rank, hidden, True, True)
         total += _linear(tokens, hidden, hidden, full, gradient_below)  # key
-        total += (
-            2
-            * queries
-            * shape.length
-            * hidden
-            * (2 + self._attention_backward(trained, adapted, gradient_below))
-        )
+        # forward the scores and what they weigh: two products
+        products = 2 + self._attention_backward(trained, adapted, gradient_below)
+        total += 2 * queries * shape.length * hidden * products
         total += _linear(queries, hidden, hidden, full, inside)
         total += _linear(queries, hidden, intermediate, full, inside)
         total += _linear(queries, intermediate, hidden, full, inside)
         return total
 
     def _attention_backward(self, trained: bool, adapted: bool, gradient_below: bool) -> int:
-        """Return the products of attention's backward pass; none where nothing in or below it is
-        trained.
-        """
-        if not (trained or gradient_below):
+        """Return how many products attention's backward pass takes; it needs something to train."""
+        if not trained and not gradient_below:
             return 0
         if self.fused or not trained:
             return _FUSED_BACKWARD
-        return _PLAIN_BACKWARD - (adapted and not gradient_below)
+        if adapted and not gradient_below:
+            return _PLAIN_BACKWARD - 1  # nobody asks for the gradient of the keys
+        return _PLAIN_BACKWARD
 
     def _head(self, rows: int, embeddings_trained: bool, gradient_below: bool) -> int:
-        """The head's matrices are always trained; the word decoder only with the embeddings that it
-        is tied to.
-        """
+        """The head's matrices are always trained, a tied word decoder only with the embeddings."""
         total = 0
         for shape in self.architecture.head(self.head, self.num_labels).values():
             if len(shape) == 2:
@@ -135,4 +142,5 @@ class Formulas:
 
 
 def _linear(rows: int, inputs: int, outputs: int, trained: bool, gradient_below: bool) -> int:
-    return 2 * rows * inputs * outputs * (1 + trained + gradient_below)
+    products = 1 + trained + gradient_below
+    return 2 * rows * inputs * outputs * products

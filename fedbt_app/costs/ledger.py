@@ -6,8 +6,9 @@ from enum import Enum
 
 @dataclass(frozen=True)
 class ClientCosts:
-    """What one client measured while it answered one message. Payload is tensor data, serialised
-    all of it.
+    """What one client measured while it answered one message.
+
+    Payload bytes are those of tensor data, serialised bytes all of a message.
     """
 
     train_flops: int = 0
@@ -59,9 +60,7 @@ class Downlink:
 
 @dataclass
 class Ledger:
-    """The server's books: sums over clients, and the largest memory of any. By cause, each byte
-    once.
-    """
+    """The server's books: sums over clients, and the largest memory of any; each byte once."""
 
     train_flops: int = 0
     uplink_bytes: int = 0
@@ -90,9 +89,7 @@ class Ledger:
         self.saved_flops += costs.saved_flops
 
     def book_request(self, sent: Downlink, serialised: int, evaluation: bool) -> None:
-        """Book a message to a client: its parts by their cause, headers and all else as of the
-        round or evaluation.
-        """
+        """Book a message to a client: its parts by cause, all else as of round or evaluation."""
         self.downlink_bytes += sent.round
         self.first_contact_bytes += sent.first_contact
         self.catch_up_bytes += sent.catch_up
@@ -130,9 +127,7 @@ class Outcome:
 
     @property
     def flops_since_last_round(self) -> int:
-        """FLOPs booked since the last finished round: those of repeated and stopped
-        attempts too.
-        """
+        """FLOPs booked since the last finished round: of repeated and stopped attempts too."""
         return self.cost.train_flops - sum(entry.train_flops for entry in self.rounds)
 
     @property

@@ -30,12 +30,12 @@ def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any
 
 
 # torch counts the GPU's fused attention kernels by these formulas, but not yet the CPU's.
+_CPU_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_CPU_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 _FORMULAS = {
     **flop_registry,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_attention),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(
-        _attention_backward
-    ),
+    _CPU_FORWARD: shape_wrapper(_attention),
+    _CPU_BACKWARD: shape_wrapper(_attention_backward),
 }
 
 
@@ -57,15 +57,14 @@ class DispatchCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if formula := _FORMULAS.get(func.overloadpacket):
+        formula = _FORMULAS.get(func.overloadpacket)
+        if formula:
             self.total += formula(*args, **(kwargs or {}), out_val=result)
         return result
 
 
 class FlopMeter:
-    """Counts the FLOPs of steps: once by the dispatcher for each distinct shape, then by
-    adding up.
-    """
+    """Counts the FLOPs of steps: each distinct shape once by the dispatcher, then by adding up."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -120,7 +119,10 @@ def _reset_peak_rss() -> None:
 def _peak_rss() -> int:
     try:
         status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+        kilobytes = status.split("VmHWM:")[1].split()[0]
+        return int(kilobytes) * 1024
     except (OSError, IndexError, ValueError):
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if sys.platform == "darwin":  # in bytes there, elsewhere in kilobytes
+            return peak
+        return peak * 1024

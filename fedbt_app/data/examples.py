@@ -137,7 +137,8 @@ def test_data(config: RunConfig, tokenizer: Tokenizer, tokenizer_id: str) -> Cen
         made, fit = _tokenise(config, tokenizer(), {"test": scored})
         if not length(made["test"]):
             raise FedBTError(
-                f"dataset={config.dataset} has no test rows: raise test-fraction or add a test split"
+                f"dataset={config.dataset} has no test rows: "
+                "raise test-fraction or add a test split"
             )
         return made, Facts({}, fit, available=length(rows))
 

@@ -212,7 +212,7 @@ class Encoder(ABC):
         """
 
     def run_head(self, module: Any, head: HeadKind, states: torch.Tensor) -> torch.Tensor:
-        """Return the head's outputs (B, P, outputs) for the states (B, P, H) that the loss reads."""
+        """Return the head's outputs (B, P, outputs) for the states (B, P, H) at loss positions."""
         run = {
             HeadKind.MASKED_LM: self.masked_lm,
             HeadKind.SEQUENCE: self.sequence,

@@ -1,6 +1,7 @@
 """What is done to deltas so that they tell less: one file a mechanism, and a table of them.
 
-None is there yet. They go by name; a maker gets what stands behind `name:` in the setting, and the run's settings.
+None is there yet. They go by name; a maker gets what stands behind `name:` in the setting, and the
+run's settings.
 """
 
 from typing import Any
