@@ -33,6 +33,7 @@ ALLOWED = {
     "transformers": {"encoders", "model", "data", "tasks.base", "tasks.mlm", "tasks.classification", "tasks.ner"},
     "peft": {"model"},
     "datasets": {"data"},
+    "openpyxl": {"data.readers.excel"},
     "huggingface_hub": {"model.checkpoint"},
     "matplotlib": {"report.plots"},
     "rich": {"report.comparison", "cli", "progress.live"},

@@ -18,10 +18,11 @@ from fedbt_app.tasks.base import Columns
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FORMAT = 2  # raise it when the same input gives other examples
+FORMAT = 3  # raise it when the same input gives other examples
 
-Made = tuple[dict[str, Columns], dict[str, int]]  # split -> columns, and the label counts
-Found = tuple[dict[str, "Dataset"], dict[str, int]]  # the same, read back
+# split -> columns, the label counts, and the notes
+Made = tuple[dict[str, Columns], dict[str, int], list[str]]
+Found = tuple[dict[str, "Dataset"], dict[str, int], list[str]]  # the same, read back
 
 
 def cached(
@@ -31,18 +32,18 @@ def cached(
     tokenizer_id: str,
     build: Callable[[], Made],
 ) -> Found:
-    """Return (split -> examples, label counts) from the cache, after building them if need be."""
+    """Return (split -> examples, label counts, notes) from the cache, after building them if need be."""
     settings = {name: getattr(config, name) for name in keys}
     key = json.dumps([FORMAT, use, tokenizer_id, identity(config), settings], sort_keys=True)
     folder = config.cache_folder / "tokenised" / hashlib.sha256(key.encode()).hexdigest()
     try:
         return _open(folder)
     except Exception:  # absent, or corrupt in whatever way: make it anew
-        splits, counts = build()
+        splits, counts, notes = build()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with replaced_folder(folder, keep=lambda: _is_whole(folder)) as scratch:
-            _save(scratch, splits, counts)
+            _save(scratch, splits, counts, notes)
         return _open(folder)
     except OSError as error:
         raise FedBTError(
@@ -66,7 +67,9 @@ def _dataset(columns: Columns) -> "Dataset":
     )
 
 
-def _save(folder: Path, splits: Mapping[str, Columns], counts: Mapping[str, int]) -> None:
+def _save(
+    folder: Path, splits: Mapping[str, Columns], counts: Mapping[str, int], notes: list[str]
+) -> None:
     import datasets
 
     datasets.disable_progress_bars()
@@ -77,6 +80,7 @@ def _save(folder: Path, splits: Mapping[str, Columns], counts: Mapping[str, int]
         "rows": {name: length(columns) for name, columns in splits.items()},
         "columns": list(next(iter(splits.values()))),
         "label_counts": counts,
+        "notes": notes,
     }
     (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
@@ -91,7 +95,7 @@ def _open(folder: Path) -> Found:
         else _dataset({column: [] for column in about["columns"]})
         for name, rows in about["rows"].items()
     }
-    return splits, about["label_counts"]
+    return splits, about["label_counts"], about["notes"]
 
 
 def _is_whole(folder: Path) -> bool:

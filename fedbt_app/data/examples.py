@@ -4,6 +4,7 @@ Rows become word pieces once per client, tokenizer and setting; after that the m
 is read back and neither the raw data nor the tokenizer is loaded.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,20 @@ from fedbt_app.config import EMBEDDED, LONGEST_LABEL, MOST_LABELS, NO_DATA, RunC
 from fedbt_app.data import phenotypes
 from fedbt_app.data.example_cache import Made, cached
 from fedbt_app.data.partition import partition as split_over_clients
+from fedbt_app.data.readers.table import Table
 from fedbt_app.data.sources import checked, length, local_files, readers, select
 from fedbt_app.errors import FedBTError
 from fedbt_app.tasks import TASKS
 from fedbt_app.tasks.base import Columns
+from fedbt_app.tasks.notes import Notes
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerFast
 
 Tokenizer = Callable[[], "PreTrainedTokenizerFast"]
+
+log = logging.getLogger("flwr")
 
 FEW_LABELS = 30  # so many may be different in each row of a small site
 # The settings that decide what is in a tokenised test set, and in one client's examples.
@@ -57,12 +62,13 @@ class ClientData:
     """One client's tokenised examples.
 
     Every example has `input_ids`, [CLS] and [SEP] included, and what the task reads
-    (`Task.tokenise`). `label_counts` covers train and heldout.
+    (`Task.tokenise`). `label_counts` covers train and heldout. `notes` say how the files were read.
     """
 
     train: "Dataset"
     heldout: "Dataset"
     label_counts: dict[str, int]
+    notes: tuple[str, ...] = ()
 
 
 def client_data(
@@ -87,7 +93,8 @@ def client_data(
     """
 
     def build() -> Made:
-        rows = _train_rows(config, whole=partition is None)
+        notes = Notes()
+        rows = _train_rows(config, whole=partition is None, notes=notes)
         rows = _take(rows, config.max_train_examples, _rng(config.seed, "train"))
         if partition:
             client, clients = partition
@@ -104,10 +111,12 @@ def client_data(
             raise FedBTError(
                 f"dataset={config.dataset} leaves nothing to train on: give this client more rows"
             )
-        return made, _checked_labels(config, TASKS[config.task].label_counts(made.values()))
+        counts = _checked_labels(config, TASKS[config.task].label_counts(made.values()))
+        return made, counts, notes.lines
 
-    splits, counts = cached(config, _CLIENT_KEYS, ["client", partition], tokenizer_id, build)
-    return ClientData(splits["train"], splits["heldout"], counts)
+    splits, counts, notes = cached(config, _CLIENT_KEYS, ["client", partition], tokenizer_id, build)
+    _tell(notes)
+    return ClientData(splits["train"], splits["heldout"], counts, tuple(notes))
 
 
 def test_data(config: RunConfig, tokenizer: Tokenizer, tokenizer_id: str) -> "Dataset":
@@ -119,15 +128,26 @@ def test_data(config: RunConfig, tokenizer: Tokenizer, tokenizer_id: str) -> "Da
     """
 
     def build() -> Made:
-        rows = _take(_test_rows(config), config.max_test_examples, _rng(config.seed, "cap test"))
+        notes = Notes()
+        rows = _take(
+            _test_rows(config, notes), config.max_test_examples, _rng(config.seed, "cap test")
+        )
         made = _tokenise(config, tokenizer(), {"test": rows})
         if not length(made["test"]):
             raise FedBTError(
                 f"dataset={config.dataset} has no test rows: raise test-fraction or add a test split"
             )
-        return made, {}
+        return made, {}, notes.lines
 
-    return cached(config, _TEST_KEYS, ["test"], tokenizer_id, build)[0]["test"]
+    splits, _, notes = cached(config, _TEST_KEYS, ["test"], tokenizer_id, build)
+    _tell(notes)
+    return splits["test"]
+
+
+def _tell(notes: Iterable[str]) -> None:
+    """Tell the people of this machine what was read, also when it is read back from the cache."""
+    for note in notes:
+        log.info("fedbt: data: %s", note)
 
 
 def describe(config: RunConfig) -> str:
@@ -141,39 +161,49 @@ def describe(config: RunConfig) -> str:
     files = local_files(config.dataset)
     if files is None:
         return f"hub data set {config.dataset}, subset {config.dataset_subset or 'default'}"
-    return f"local data {Path(config.dataset).name} ({', '.join(file.name for file in files.values())})"
+    names = [file.name for paths in files.values() for file in paths]
+    return f"local data {Path(config.dataset).name} ({', '.join(names)})"
 
 
 # Splits of rows -----------------------------------------------------------------------------------
 
 
-def _train_rows(config: RunConfig, whole: bool) -> Columns:
+def _train_rows(config: RunConfig, whole: bool, notes: Notes) -> Columns:
     """Return the checked rows of `train`, before any cap; `whole` if no test set may be carved off
     them.
     """
     splits = readers(config)
-    rows = _checked_train(config, splits)
+    rows = _checked_train(config, splits, notes)
     return rows if whole or _test_split(splits) else _carve_test(config, rows)[1]
 
 
-def _test_rows(config: RunConfig) -> Columns:
+def _test_rows(config: RunConfig, notes: Notes) -> Columns:
     """Return the checked rows of the test set, before any cap."""
     splits = readers(config)
     if test := _test_split(splits):
-        return checked(config, splits[test](), test)
-    return _carve_test(config, _checked_train(config, splits))[0]
+        return _checked(config, splits[test](), test, notes)
+    return _carve_test(config, _checked_train(config, splits, notes))[0]
+
+
+def _checked(config: RunConfig, table: Table, split: str, notes: Notes) -> Columns:
+    rows = checked(config, table, split)
+    for note in table.notes:
+        notes.add(note)
+    return rows
 
 
 def _test_split(splits: Iterable[str]) -> str | None:
     return next((name for name in ("test", "validation") if name in splits), None)
 
 
-def _checked_train(config: RunConfig, splits: Mapping[str, Callable[[], Columns]]) -> Columns:
+def _checked_train(
+    config: RunConfig, splits: Mapping[str, Callable[[], Table]], notes: Notes
+) -> Columns:
     if "train" not in splits:
         raise FedBTError(
             f"dataset={config.dataset} has no split train: add one, e.g. a file train.jsonl"
         )
-    return checked(config, splits["train"](), "train")
+    return _checked(config, splits["train"](), "train", notes)
 
 
 def _carve_test(config: RunConfig, rows: Columns) -> tuple[Columns, Columns]:
