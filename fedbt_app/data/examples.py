@@ -7,6 +7,7 @@ is read back and neither the raw data nor the tokenizer is loaded.
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,7 +116,7 @@ def client_data(
         return made, counts, notes.lines
 
     splits, counts, notes = cached(config, _CLIENT_KEYS, ["client", partition], tokenizer_id, build)
-    _tell(notes)
+    _tell(config.dataset, tuple(notes))
     return ClientData(splits["train"], splits["heldout"], counts, tuple(notes))
 
 
@@ -140,11 +141,12 @@ def test_data(config: RunConfig, tokenizer: Tokenizer, tokenizer_id: str) -> "Da
         return made, {}, notes.lines
 
     splits, _, notes = cached(config, _TEST_KEYS, ["test"], tokenizer_id, build)
-    _tell(notes)
+    _tell(config.dataset, tuple(notes))
     return splits["test"]
 
 
-def _tell(notes: Iterable[str]) -> None:
+@cache  # once a process: every message asks for the data
+def _tell(dataset: str, notes: tuple[str, ...]) -> None:
     """Tell the people of this machine what was read, also when it is read back from the cache."""
     for note in notes:
         log.info("fedbt: data: %s", note)
