@@ -73,9 +73,9 @@ class RunConfig:
     )
     dataset: str = key(
         EMBEDDED,
-        "`embedded`, a hub id, a file (.jsonl .json .csv .parquet .txt, also .gz) or a folder of files named "
-        "train, validation and test; `none` for a server without data, where every node has a data-path. A node's "
-        "`data-path` wins.",
+        "`embedded`, a hub id, a file, or a folder of files named train, validation and test, of notes, or of a "
+        "data set on disk (docs/data.md has the kinds); `none` for a server without data, where every node has a "
+        "data-path. A node's `data-path` wins.",
     )
     dataset_subset: str = key("", "Configuration name of a hub data set; empty for none.")
     text_column: str = key(
@@ -85,10 +85,11 @@ class RunConfig:
         "label", "Column with the class (classification, and dirichlet partitions of mlm)."
     )
     tokens_column: str = key("tokens", "Column with the list of words (ner).")
-    tags_column: str = key("ner_tags", "Column with the BIO tags, one a word (ner).")
+    tags_column: str = key("ner_tags", "Column with the tags, one a word (ner).")
     labels: str = key(
         "",
-        "Comma-separated label names, in order (ner: the tags, `O,B-x,I-x`); empty merges what the clients report and "
+        "Comma-separated label names, in order (ner: the tags, `O,B-x,I-x`; names of tags that are numbers); "
+        "empty merges what the clients report and "
         "the central test set has.",
     )
     max_length: int = key(

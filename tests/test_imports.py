@@ -46,6 +46,7 @@ ALLOWED = {
     },
     "peft": {"model"},
     "datasets": {"data"},
+    "openpyxl": {"data.readers.excel"},
     "huggingface_hub": {"model.checkpoint"},
     "matplotlib": {"report.plots"},
     "rich": {"report.comparison", "cli", "progress.live"},

@@ -30,11 +30,13 @@ class Facts:
     Attributes
     ----------
     available : rows there were before a cap
+    notes : how the files were read
     """
 
     label_counts: dict[str, int]
     fit: Fit
     available: int
+    notes: list[str]
 
 
 Made = tuple[dict[str, Columns], Facts]  # split -> columns, and the facts

@@ -4,8 +4,10 @@ Rows become word pieces once per client, tokenizer and setting; after that the m
 is read back and neither the raw data nor the tokenizer is loaded.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,15 +17,18 @@ from fedbt_app.config import EMBEDDED, LONGEST_LABEL, MOST_LABELS, NO_DATA, RunC
 from fedbt_app.data import phenotypes
 from fedbt_app.data.example_cache import Facts, Made, cached
 from fedbt_app.data.partition import partition as split_over_clients
+from fedbt_app.data.readers.table import Table
 from fedbt_app.data.sources import checked, length, local_files, readers, select
 from fedbt_app.errors import FedBTError
 from fedbt_app.tasks import TASKS
 from fedbt_app.tasks.base import Columns, Fit
+from fedbt_app.tasks.notes import Notes
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerFast
 
+log = logging.getLogger("flwr")
 Tokenizer = Callable[[], "PreTrainedTokenizerFast"]
 
 FEW_LABELS = 30  # so many may be different in each row of a small site
@@ -102,7 +107,8 @@ def client_data(
     """
 
     def build() -> Made:
-        rows = _client_rows(config, partition)
+        notes = Notes()
+        rows = _client_rows(config, partition, notes)
         rng = _rng(config.seed, f"heldout {partition}")
         heldout, train = _carve(rows, config.heldout_fraction, rng)
         made, fit = _tokenise(config, tokenizer(), {"train": train, "heldout": heldout})
@@ -111,7 +117,7 @@ def client_data(
                 f"dataset={config.dataset} leaves nothing to train on: give this client more rows"
             )
         counts = TASKS[config.task].label_counts(made.values())
-        return made, Facts(_checked_labels(config, counts), fit, available=length(rows))
+        return made, Facts(_checked_labels(config, counts), fit, length(rows), notes.lines)
 
     splits, facts = cached(
         config,
@@ -120,6 +126,7 @@ def client_data(
         tokenizer_id=tokenizer_id,
         build=build,
     )
+    _tell(config.dataset, tuple(facts.notes))
     return ClientData(splits["train"], splits["heldout"], facts.label_counts, facts.fit)
 
 
@@ -132,7 +139,8 @@ def test_data(config: RunConfig, tokenizer: Tokenizer, tokenizer_id: str) -> Cen
 
     def build() -> Made:
         rng = _rng(config.seed, "cap test")
-        rows = _test_rows(config)
+        notes = Notes()
+        rows = _test_rows(config, notes)
         scored = _take(rows, config.max_test_examples, rng)
         made, fit = _tokenise(config, tokenizer(), {"test": scored})
         if not length(made["test"]):
@@ -140,7 +148,7 @@ def test_data(config: RunConfig, tokenizer: Tokenizer, tokenizer_id: str) -> Cen
                 f"dataset={config.dataset} has no test rows: "
                 "raise test-fraction or add a test split"
             )
-        return made, Facts({}, fit, available=length(rows))
+        return made, Facts({}, fit, length(rows), notes.lines)
 
     splits, facts = cached(
         config,
@@ -149,7 +157,15 @@ def test_data(config: RunConfig, tokenizer: Tokenizer, tokenizer_id: str) -> Cen
         tokenizer_id=tokenizer_id,
         build=build,
     )
+    _tell(config.dataset, tuple(facts.notes))
     return CentralData(splits["test"], facts.available, facts.fit)
+
+
+@cache  # once a process: every message asks for the data
+def _tell(dataset: str, notes: tuple[str, ...]) -> None:
+    """Tell the people of this machine what was read, also when it is read back from the cache."""
+    for note in notes:
+        log.info("fedbt: data: %s", note)
 
 
 def describe(config: RunConfig) -> str:
@@ -162,16 +178,16 @@ def describe(config: RunConfig) -> str:
     if files is None:
         subset = config.dataset_subset or "default"
         return f"hub data set {config.dataset}, subset {subset}"
-    names = ", ".join(file.name for file in files.values())
+    names = ", ".join(file.name for paths in files.values() for file in paths)
     return f"local data {Path(config.dataset).name} ({names})"
 
 
 # Splits of rows -----------------------------------------------------------------------------------
 
 
-def _client_rows(config: RunConfig, partition: tuple[int, int] | None) -> Columns:
+def _client_rows(config: RunConfig, partition: tuple[int, int] | None, notes: Notes) -> Columns:
     """Return the checked rows of one client, to train on and to hold out."""
-    rows = _train_rows(config, whole=partition is None)
+    rows = _train_rows(config, whole=partition is None, notes=notes)
     rows = _take(rows, config.max_train_examples, _rng(config.seed, "train"))
     if partition is None:
         return rows
@@ -182,25 +198,32 @@ def _client_rows(config: RunConfig, partition: tuple[int, int] | None) -> Column
     return select(rows, parts[client])
 
 
-def _train_rows(config: RunConfig, whole: bool) -> Columns:
+def _train_rows(config: RunConfig, whole: bool, notes: Notes) -> Columns:
     """Return the checked rows of `train`, before any cap; `whole`: without carving a test set."""
     splits = readers(config)
-    rows = _checked_train(config, splits)
+    rows = _checked_train(config, splits, notes)
     if whole or _test_split(splits):
         return rows
     _, rest = _carve_test(config, rows)
     return rest
 
 
-def _test_rows(config: RunConfig) -> Columns:
+def _test_rows(config: RunConfig, notes: Notes) -> Columns:
     """Return the checked rows of the test set, before any cap."""
     splits = readers(config)
     name = _test_split(splits)
     if name:
-        return checked(config, splits[name](), name)
-    rows = _checked_train(config, splits)
+        return _checked(config, splits[name](), name, notes)
+    rows = _checked_train(config, splits, notes)
     carved, _ = _carve_test(config, rows)
     return carved
+
+
+def _checked(config: RunConfig, table: Table, split: str, notes: Notes) -> Columns:
+    rows = checked(config, table, split)
+    for note in table.notes:
+        notes.add(note)
+    return rows
 
 
 def _test_split(splits: Iterable[str]) -> str | None:
@@ -210,12 +233,14 @@ def _test_split(splits: Iterable[str]) -> str | None:
     return None
 
 
-def _checked_train(config: RunConfig, splits: Mapping[str, Callable[[], Columns]]) -> Columns:
+def _checked_train(
+    config: RunConfig, splits: Mapping[str, Callable[[], Table]], notes: Notes
+) -> Columns:
     if "train" not in splits:
         raise FedBTError(
             f"dataset={config.dataset} has no split train: add one, e.g. a file train.jsonl"
         )
-    return checked(config, splits["train"](), "train")
+    return _checked(config, splits["train"](), "train", notes)
 
 
 def _carve_test(config: RunConfig, rows: Columns) -> tuple[Columns, Columns]:

@@ -3,62 +3,80 @@
 Local text never enters an error message.
 """
 
-import csv
-import gzip
-import io
-import json
 import os
-import zlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedbt_app.config import EMBEDDED, RunConfig
 from fedbt_app.data import phenotypes
+from fedbt_app.data.readers import ENDINGS, ending_of, is_readable_folder, read
+from fedbt_app.data.readers.arrow_files import is_saved, read_dataset, saved_splits
+from fedbt_app.data.readers.opened import bare
+from fedbt_app.data.readers.table import Table, Wanted, table_of
 from fedbt_app.errors import FedBTError
 from fedbt_app.tasks import TASKS
 from fedbt_app.tasks.base import Columns
+from fedbt_app.tasks.notes import Notes
 
-if TYPE_CHECKING:
-    from datasets import ClassLabel, Dataset
+SPLITS = {  # as files and folders are called -> as the run calls it
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "eval": "validation",
+    "test": "test",
+}
+_SHARD = re.compile(r"-[0-9]{5}-of-[0-9]{5}$")  # a split in several files, as the hub keeps it
 
-ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
-SPLITS = ("train", "validation", "test")
-LONGEST_NAME_SHOWN = 40
 
-
-def readers(config: RunConfig) -> dict[str, Callable[[], Columns]]:
+def readers(config: RunConfig) -> dict[str, Callable[[], Table]]:
     """Return a reader of each split that the data set has."""
+    wanted = _wanted(config)
     if config.dataset == EMBEDDED:
-        embedded = _embedded_rows(config)
-        return {split: partial(_columns, rows) for split, rows in embedded.items()}
+        return {
+            split: partial(table_of, rows, wanted, Notes())
+            for split, rows in _embedded_rows(config).items()
+        }
     files = local_files(config.dataset)
     if files is not None:
-        return {split: partial(_read, file) for split, file in files.items()}
-    loaded = _load_from_hub(config)
-    return {name: partial(_from_hub, split) for name, split in loaded.items()}
-
-
-def _load_from_hub(config: RunConfig) -> Mapping[str, "Dataset"]:
+        return {split: partial(read, paths, wanted) for split, paths in files.items()}
     import datasets
 
     datasets.disable_progress_bars()
     try:
-        loaded: Mapping[str, Dataset] = datasets.load_dataset(
+        loaded = datasets.load_dataset(
             config.dataset,
             config.dataset_subset or None,
             cache_dir=str(config.cache_folder / "hub"),
         )
     # whatever the hub client raises: its text may quote rows, its type does not
     except Exception as error:
-        kind = type(error).__name__
         raise FedBTError(
-            f"dataset={config.dataset} could not be had from the hub ({kind}): "
-            "check the name, dataset-subset and the network, "
-            "or give the path of a local file or folder"
+            f"dataset={config.dataset} could not be had from the hub ({type(error).__name__}): check the name, "
+            "dataset-subset and the network, or give the path of a local file or folder"
         ) from None
-    return loaded
+    return {
+        SPLITS.get(name, name): partial(read_dataset, split, wanted, f"hub split {name}")
+        for name, split in loaded.items()
+    }
+
+
+def _wanted(config: RunConfig) -> Wanted:
+    task = TASKS[config.task]
+    keys = (*task.columns, "label_column", "partition_column")
+    return Wanted(
+        frozenset(getattr(config, key) for key in keys) - {""},
+        text=config.text_column,
+        label=config.label_column,
+        tokens=config.tokens_column,
+        tags=config.tags_column,
+        words="tokens_column" in task.columns,
+    )
 
 
 def _embedded_rows(config: RunConfig) -> dict[str, list[phenotypes.Row]]:
@@ -66,180 +84,104 @@ def _embedded_rows(config: RunConfig) -> dict[str, list[phenotypes.Row]]:
     if not task.embedded_rows:
         keys = " and ".join(key.replace("_", "-") for key in task.columns)
         raise FedBTError(
-            f"dataset=embedded has nothing for task={task.name}: "
-            "set dataset to a file, a folder or a hub id "
-            f"that has the columns which {keys} name"
+            f"dataset=embedded has nothing for task={task.name}: set dataset to a file, a folder or a hub id that has "
+            f"the columns which {keys} name"
         )
     return phenotypes.ROWS[task.embedded_rows]()
 
 
-def local_files(dataset: str) -> dict[str, Path] | None:
-    """Return split -> file of a local data set, None for a hub id."""
+def local_files(dataset: str) -> dict[str, list[Path]] | None:
+    """Return split -> files, or the folder, of a local data set; None for a hub id."""
     path = Path(dataset).expanduser()
     if path.is_file():
-        _ending(path)  # refuses a kind that cannot be read
-        return {"train": path}
-    if path.is_dir():
-        return _split_files(path, dataset)
-    looks_local = dataset.startswith((os.sep, ".", "~")) or _bare(path).endswith(ENDINGS)
-    if looks_local:
-        raise FedBTError(
-            f"no such file: dataset={dataset}; give the path of a file or folder that exists"
-        )
-    return None
-
-
-def _split_files(folder: Path, dataset: str) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for file in sorted(folder.iterdir()):
-        split, _, ending = _bare(file).rpartition(".")
-        if split not in SPLITS or f".{ending}" not in ENDINGS:
-            continue
-        if split in files:
+        ending_of(path)
+        return {"train": [path]}
+    if not path.is_dir():
+        looks_local = dataset.startswith((os.sep, ".", "~")) or bare(path).endswith(ENDINGS)
+        if looks_local:
             raise FedBTError(
-                f"{files[split].name} and {file.name} are both split {split}: remove one"
+                f"no such file: dataset={dataset}; give the path of a file or folder that exists"
             )
-        files[split] = file
-    if not files:
-        others = " ".join(ENDINGS[1:])
-        raise FedBTError(
-            f"dataset={dataset} has no file train, validation or test: "
-            f"name one e.g. train.jsonl (or {others}, also .gz)"
-        )
-    return files
-
-
-def _bare(path: Path) -> str:
-    return path.name.lower().removesuffix(".gz")
-
-
-def _ending(path: Path) -> str:
-    for ending in ENDINGS:
-        if _bare(path).endswith(ending):
-            return ending
-    known = " ".join(ENDINGS)
-    raise FedBTError(f"{path.name} is of no known kind: use {known}, also .gz")
-
-
-def _read(path: Path) -> Columns:
-    """Read one file as columns; class numbers become names where the file has the names."""
-    read = READERS[_ending(path)]
-    try:
-        content = path.read_bytes()
-        if path.name.lower().endswith(".gz"):
-            content = gzip.decompress(content)
-        return read(content)
-    except FedBTError as error:
-        raise FedBTError(f"{path.name}: {error}") from None
-    except (OSError, ValueError, EOFError, csv.Error, zlib.error) as error:
-        raise FedBTError(
-            f"{path.name} cannot be read ({type(error).__name__}): mend or replace it"
-        ) from None
-
-
-def _read_json(content: bytes) -> Columns:
-    rows = []
-    for number, line in enumerate(_text(content), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise FedBTError(
-                f"line {number} is no JSON object: write JSON lines, one object a line"
-            )
-        rows.append(row)
-    return _columns(rows)
-
-
-def _read_csv(content: bytes) -> Columns:
-    csv.field_size_limit(2**31 - 1)  # a document may be longer than the module's 128 KiB
-    # newline="": a line break inside quotes is the module's business
-    rows = list(csv.DictReader(_text(content, newline="")))
-    for number, row in enumerate(rows, start=1):
-        if None in row:  # where DictReader puts what has no header
-            raise FedBTError(
-                f"row {number} has more fields than the header: quote the fields that hold commas"
-            )
-    return _columns(rows)
-
-
-def _read_parquet(content: bytes) -> Columns:
-    import datasets
-    import pyarrow
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
-    return _named(table.to_pydict(), datasets.Features.from_arrow_schema(table.schema))
-
-
-def _read_txt(content: bytes) -> Columns:
-    lines = [line.strip() for line in _text(content)]
-    return {"text": [line for line in lines if line]}
-
-
-def _text(content: bytes, newline: str = "\n") -> io.StringIO:
-    """Decode a file; what editors on Windows put before the text (a byte order mark) goes."""
-    return io.StringIO(content.decode("utf-8-sig"), newline=newline)
-
-
-READERS: dict[str, Callable[[bytes], Columns]] = {
-    ".jsonl": _read_json,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-    ".txt": _read_txt,
-}
-
-
-def _from_hub(split: "Dataset") -> Columns:
-    return _named(split.to_dict(), split.features)
-
-
-def _columns(rows: Iterable[Mapping[str, Any]]) -> Columns:
-    rows = list(rows)
-    names: dict[str, None] = {}  # a set in order of appearance
-    for row in rows:
-        names |= dict.fromkeys(row)
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
-def _named(columns: Columns, features: Mapping[str, Any]) -> Columns:
-    """Replace numbers by names in the columns of ClassLabel values, or of lists of those."""
-    from datasets import ClassLabel
-
-    for column, feature in features.items():
-        inner = getattr(feature, "feature", feature)  # a list's feature is that of its items
-        if isinstance(inner, ClassLabel):
-            columns[column] = [_class_name(inner, value) for value in columns[column]]
-    return columns
-
-
-def _class_name(label: "ClassLabel", value: Any) -> Any:
-    if isinstance(value, list):
-        return [_class_name(label, item) for item in value]
-    if value is None or value < 0:  # -1 stands for no label
         return None
-    return label.int2str(value)
+    found = _saved(path) or _splits_in(path)
+    if not found and is_readable_folder(path):
+        return {"train": [path]}
+    if not found:
+        raise FedBTError(
+            f"dataset={dataset} has no file or folder train, validation or test, and no .txt files: "
+            f"name one e.g. train.jsonl (or {' '.join(ENDINGS[1:])}, also .gz)"
+        )
+    return found
+
+
+def _saved(path: Path) -> dict[str, list[Path]]:
+    """Return the splits of a DatasetDict on disk, or the one of a Dataset."""
+    if is_saved(path):
+        return {"train": [path]}
+    found: dict[str, list[Path]] = {}
+    for name in saved_splits(path):
+        split = SPLITS.get(name.lower(), name)
+        _check_single(found, split, path / name)
+        found[split] = [path / name]
+    return found
+
+
+def _splits_in(path: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for file in sorted(path.iterdir()):
+        name, ending = file.name.lower(), ""
+        if not file.is_dir():
+            name, _, ending = bare(file).rpartition(".")
+        if f".{ending}" not in ENDINGS and not is_readable_folder(file):
+            continue
+        split = SPLITS.get(_SHARD.sub("", name))
+        if split is None:
+            continue
+        if _SHARD.search(name) and all(
+            _SHARD.search(_stem(other)) for other in found.get(split, [])
+        ):
+            found.setdefault(split, []).append(file)
+            continue
+        _check_single(found, split, file)
+        found[split] = [file]
+    return found
+
+
+def _stem(file: Path) -> str:
+    return bare(file).rpartition(".")[0]
+
+
+def _check_single(found: Mapping[str, Sequence[Path]], split: str, file: Path) -> None:
+    if split in found:
+        raise FedBTError(
+            f"{found[split][0].name} and {file.name} are both split {split}: remove one"
+        )
 
 
 def identity(config: RunConfig) -> list[Any]:
     """Return what tells this data set, in this state, from any other."""
-    files: dict[str, Path] | None
     if config.dataset == EMBEDDED:
-        files = {EMBEDDED: phenotypes.path()}
-    else:
-        files = local_files(config.dataset)
+        return [["embedded", *_state(phenotypes.path())]]
+    files = local_files(config.dataset)
     if files is None:
         return [config.dataset]
-    found = []
-    for split, file in files.items():
-        path = file.resolve()
-        stat = path.stat()
-        found.append([split, str(path), stat.st_size, stat.st_mtime_ns])
-    return found
+    return [
+        [split, *_state(file)]
+        for split, paths in files.items()
+        for path in paths
+        for file in _files_below(path)
+    ]
+
+
+def _files_below(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def _state(file: Path) -> list[Any]:
+    stat = file.resolve().stat()
+    return [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
 
 
 def select(columns: Columns, rows: Iterable[Any]) -> Columns:
@@ -250,55 +192,40 @@ def select(columns: Columns, rows: Iterable[Any]) -> Columns:
 
 def length(columns: Mapping[str, Sequence[Any]]) -> int:
     """Return the number of rows."""
-    if not columns:
-        return 0
-    some_column = next(iter(columns.values()))  # all have as many
-    return len(some_column)
+    return len(next(iter(columns.values()))) if columns else 0
 
 
-def checked(config: RunConfig, columns: Columns, split: str) -> Columns:
-    """Return the columns that the task uses, rows without text dropped, labels as text."""
+def checked(config: RunConfig, table: Table, split: str) -> Columns:
+    """Return the columns that the task uses, rows without text dropped, labels as text.
+
+    The table's notes get what the task has to say of it.
+    """
     task = TASKS[config.task]
-    columns = task.prepared(config, _used(config, columns, split))
-    known = frozenset(config.label_names)
+    for key in task.columns:
+        if getattr(config, key) not in table.columns:
+            # not what they are called: without a header, names are cells
+            raise FedBTError(
+                f"split {split} has {table.width} columns, none is called {getattr(config, key)!r}: "
+                f"set {key.replace('_', '-')} to the right one; a table needs a first row of names"
+            )
+    try:
+        columns = task.prepared(config, table.columns, table.notes)
+    except FedBTError as error:
+        raise FedBTError(f"split {split}: {error}") from None
+    known = frozenset(task.given_labels(config.label_names))
     kept = []
-    for index in range(length(columns)):
-        row = {name: values[index] for name, values in columns.items()}
-        place = f"{split} row {index + 1}"
-        labels = task.check(config, row, place)
-        if labels is None:
-            continue
-        for label in labels:
+    for number in range(length(columns)):
+        row = {name: values[number] for name, values in columns.items()}
+        labels = task.check(config, row, f"{split} row {number + 1}")
+        for label in labels or ():
             if known and label not in known:
                 raise FedBTError(
-                    f"{place} has the label {_shown(label)}, not one of {config.labels}: "
+                    f"{split} row {number + 1} has a label that is not one of {config.labels}: "
                     "mend the row, or add the label to labels"
                 )
-        kept.append(index)
+        if labels is not None:
+            kept.append(number)
     if not kept:
         text = getattr(config, task.columns[0])
         raise FedBTError(f"split {split} has no row with text in column {text!r}: add some")
     return select(columns, kept)
-
-
-def _used(config: RunConfig, columns: Columns, split: str) -> Columns:
-    """Return the columns that the settings name; FedBTError when the task lacks one of its own."""
-    own = TASKS[config.task].columns
-    for key in own:
-        name = getattr(config, key)
-        if name not in columns:
-            there = ", ".join(map(_shown, columns)) or "none"
-            setting = key.replace("_", "-")
-            raise FedBTError(
-                f"split {split} has no column {name!r}, only {there}: "
-                f"set {setting} to the right one"
-            )
-    used = {getattr(config, key) for key in (*own, "label_column", "partition_column")}
-    return {name: values for name, values in columns.items() if name in used}
-
-
-def _shown(name: str) -> str:
-    """Quote a name for a message, unless so long a name may be local text in the wrong place."""
-    if len(name) > LONGEST_NAME_SHOWN:
-        return f"(a name of {len(name)} characters)"
-    return repr(name)

@@ -75,7 +75,8 @@ class FedBT:
 
     def _begin(self, grid: Grid, hooks: Hooks) -> Rounds:
         outcome = Outcome()
-        roster = Roster(self.config, self.checkpoint, uuid.uuid4().hex, self.config.label_names)
+        labels = TASKS[self.config.task].given_labels(self.config.label_names)
+        roster = Roster(self.config, self.checkpoint, uuid.uuid4().hex, labels)
         roster.gather(grid, outcome.cost)
         state = GlobalState(self.checkpoint, self.config.codec, self._optimizer())
         rounds = self._rounds(

@@ -11,6 +11,7 @@ import numpy as np
 from fedbt_app.errors import FedBTError
 from fedbt_app.parts import HeadKind
 from fedbt_app.tasks.metrics import Metric
+from fedbt_app.tasks.notes import Notes
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +40,8 @@ class Settings(Protocol):
     def tokens_column(self) -> str: ...  # noqa: D102
     @property
     def tags_column(self) -> str: ...  # noqa: D102
+    @property
+    def label_names(self) -> tuple[str, ...]: ...  # noqa: D102
     @property
     def max_length(self) -> int: ...  # noqa: D102
     @property
@@ -194,9 +197,19 @@ class Task(ABC):
 
     # -- rows --------------------------------------------------------------------------------------
 
-    def prepared(self, settings: Settings, columns: Columns) -> Columns:
-        """Return raw columns as `check` and `tokenise` want them."""
+    def prepared(self, settings: Settings, columns: Columns, notes: Notes) -> Columns:
+        """Return raw columns as `check` and `tokenise` want them; note what the site should know.
+
+        Raises
+        ------
+        FedBTError
+            For a split that cannot be used; it names a row as `row 3`, and no cell.
+        """
         return columns
+
+    def given_labels(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the labels of the setting `labels` as `check` returns them."""
+        return names
 
     @abstractmethod
     def check(self, settings: Settings, row: Row, where: str) -> Sequence[str] | None:

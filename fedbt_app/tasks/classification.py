@@ -26,6 +26,7 @@ from fedbt_app.tasks.base import (
     mean_loss,
 )
 from fedbt_app.tasks.metrics import ACCURACY, LOSS, MACRO_F1
+from fedbt_app.tasks.notes import Notes
 from fedbt_app.tasks.schedules import cyclic_decreasing
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Classification(Task):
     label_key = "label_column"
     embedded_rows = "terms of one organ system"
 
-    def prepared(self, settings: Settings, columns: Columns) -> Columns:
+    def prepared(self, settings: Settings, columns: Columns, notes: Notes) -> Columns:
         """Return the columns with labels as text."""
         labels = [_as_text(label) for label in columns[settings.label_column]]
         return columns | {settings.label_column: labels}

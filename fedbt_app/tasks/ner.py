@@ -29,12 +29,13 @@ from fedbt_app.tasks.base import (
     padded,
 )
 from fedbt_app.tasks.metrics import ENTITY_F1, LOSS, PRECISION, RECALL
+from fedbt_app.tasks.notes import Notes
 from fedbt_app.tasks.schedules import cyclic_decreasing
+from fedbt_app.tasks.tag_schemes import OUTSIDE, bio_names, normalised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-OUTSIDE = "O"
 _BIO = re.compile(r"O|[BI]-.+")
 
 
@@ -47,6 +48,16 @@ class NamedEntities(Task):
     pipeline = "token-classification"
     columns = ("tokens_column", "tags_column")
     label_key = "tags_column"
+
+    def prepared(self, settings: Settings, columns: Columns, notes: Notes) -> Columns:
+        """Return the columns with tags of any known scheme as BIO."""
+        name = settings.tags_column
+        tags = normalised(columns[name], settings.label_names, name, notes)
+        return columns | {name: list(tags)}
+
+    def given_labels(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the tags as BIO, whatever scheme they were given in."""
+        return bio_names(names)
 
     def check(self, settings: Settings, row: Row, where: str) -> Sequence[str] | None:
         """Return the row's tags. A bad tag is not quoted: it may be a word."""
@@ -69,7 +80,7 @@ class NamedEntities(Task):
             if not isinstance(tag, str) or not _BIO.fullmatch(tag):
                 raise FedBTError(
                     f"{where}: tag {place} of column {settings.tags_column!r} is none of O, B-x, I-x: "
-                    "set tags-column, or write BIO tags"
+                    "set tags-column, or write the tags of one scheme (docs/data.md)"
                 )
         if not any(token.strip() for token in tokens):
             return None

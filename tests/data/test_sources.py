@@ -1,7 +1,9 @@
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -14,8 +16,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from fedbt_app.config import RunConfig
 from fedbt_app.data import examples
-from fedbt_app.data.sources import ENDINGS, Columns, checked, readers
+from fedbt_app.data.sources import checked, readers
 from fedbt_app.errors import FedBTError
+from fedbt_app.tasks.base import Columns
 
 ROWS = [{"text": f"patient {number} is well", "label": "ab"[number % 2]} for number in range(40)]
 WORDS = [
@@ -26,7 +29,8 @@ SECRET = "Mrs Smith was seen on the ward with a broken arm"
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    bare = path.name.removesuffix(".gz")
+    packing = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}.get(path.suffix)
+    bare = path.stem if packing else path.name
     if bare.endswith(".csv"):
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]))
@@ -42,7 +46,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     else:
         content = "\n".join(json.dumps(row) for row in rows).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(content) if path.name.endswith(".gz") else content)
+    path.write_bytes(packing(content) if packing else content)
     return path
 
 
@@ -61,7 +65,9 @@ def raised(call: Callable[[], Any]) -> str:
 
 def test_every_ending_gives_the_same_rows(tmp_path: Path, config: Any) -> None:
     wanted = {name: [row[name] for row in ROWS] for name in ("text", "label")}
-    for ending, zipped in product(ENDINGS, ("", ".gz")):
+    for ending, zipped in product(
+        (".jsonl", ".json", ".csv", ".parquet", ".txt"), ("", ".gz", ".bz2", ".xz")
+    ):
         file = write(tmp_path / f"notes{ending}{zipped}", ROWS)
         assert train(config(dataset=str(file), task="mlm"))["text"] == wanted["text"]
         if ending != ".txt":
@@ -74,7 +80,7 @@ def test_a_folder_is_read_by_its_file_names(tmp_path: Path, config: Any) -> None
     write(tmp_path / "data" / "test.parquet.gz", ROWS[30:])
     write(tmp_path / "data" / "notes.txt", ROWS)
     found = readers(config(dataset=str(tmp_path / "data")))
-    assert {split: read()["text"] for split, read in found.items()} == {
+    assert {split: read().columns["text"] for split, read in found.items()} == {
         split: [row["text"] for row in rows]
         for split, rows in (("train", ROWS[:20]), ("validation", ROWS[20:30]), ("test", ROWS[30:]))
     }
@@ -149,17 +155,25 @@ def test_malformed_files(tmp_path: Path, config: Any) -> None:
             f'{{"text": "a", "label": "b"}}\n{SECRET}',
             "x.jsonl: line 2 is no JSON object",
         ),
-        ("x.json", f'[{{"text": "{SECRET}"}}]', "x.json: line 1 is no JSON object"),
-        ("x.csv", f"text,label\n{SECRET},a,b", "x.csv: row 1 has more fields than the header"),
+        ("x.json", f'[{{"text": "{SECRET}"}}', "x.json: line 1 is no JSON object"),
+        ("x.json", f'["{SECRET}"]', "x.json: item 1 of the array is no object"),
         (
-            "x.csv",
-            f"{SECRET},1\nb,2",
-            "has no column 'text', only (a name of 48 characters), '1': set text-column",
+            "x.json",
+            f'{{"text": ["{SECRET}", "b"], "label": ["a"]}}',
+            "x.json: its columns differ in length",
         ),
+        (
+            "x.jsonl",
+            f'{{"label": 1}}\n{{"label": "{SECRET}", "label": 1}}',
+            "line 2: an object has one key twice",
+        ),
+        ("x.csv", f"text,label\n{SECRET},a,b", "x.csv: line 2 has 3 fields, the header 2"),
+        ("x.csv", f"text,label\n{SECRET}", "x.csv: line 2 has 1 fields, the header 2"),
+        ("x.csv", f"{SECRET},1\nb,2", "has 2 columns, none is called 'text': set text-column"),
         ("x.parquet", SECRET, "x.parquet cannot be read (Arrow"),
         ("x.jsonl.gz", SECRET, "x.jsonl.gz cannot be read (BadGzipFile)"),
         ("x.pdf", SECRET, "x.pdf is of no known kind"),
-        ("x.jsonl", "", "has no column 'text', only none"),
+        ("x.jsonl", "", "has 0 columns, none is called 'text'"),
         ("x.jsonl", '{"text": " ", "label": "b"}', "no row with text in column 'text'"),
         ("x.jsonl", '{"text": 5, "label": "b"}', "train row 1: column 'text' holds no text"),
         (
@@ -173,15 +187,36 @@ def test_malformed_files(tmp_path: Path, config: Any) -> None:
 
 
 def test_undecodable_text(tmp_path: Path, config: Any) -> None:
-    (tmp_path / "x.txt").write_bytes(b"caf\xe9")
-    message = raised(lambda: train(config(dataset=str(tmp_path / "x.txt"), task="mlm")))
-    assert message == "x.txt cannot be read (UnicodeDecodeError): mend or replace it"
+    for content, message in (
+        (
+            b"good \x81 thing",
+            "x.txt: line 1 is neither UTF-8 nor cp1252 (Western): save it as UTF-8",
+        ),
+        (
+            "caf\xe9\n".encode() * 9 + b"caf\xe9",
+            "x.txt: line 10 is not UTF-8, other lines are: save it as UTF-8",
+        ),
+        (
+            "\u043f\u0430\u0446\u0438\u0435\u043d\u0442".encode("cp1251"),
+            "x.txt: line 1 is neither UTF-8 nor cp1252 (Western): save it as UTF-8",
+        ),
+        (
+            "zg\u0142asza b\xf3l".encode("cp1250"),
+            "x.txt: line 1 is neither UTF-8 nor cp1252 (Western): save it as UTF-8",
+        ),
+        (
+            b"\x00\x01\x00\x00" * 9,
+            "x.txt: it is no text: save it as UTF-8, or give it the ending of its kind",
+        ),
+    ):
+        (tmp_path / "x.txt").write_bytes(content)
+        assert raised(lambda: train(config(dataset=str(tmp_path / "x.txt"), task="mlm"))) == message
 
 
 def test_folders_must_be_clear(tmp_path: Path, config: Any) -> None:
     (tmp_path / "data").mkdir()
     made = config(dataset=str(tmp_path / "data"))
-    assert "has no file train, validation or test" in raised(lambda: train(made))
+    assert "has no file or folder train, validation or test" in raised(lambda: train(made))
     write(tmp_path / "data" / "train.csv", ROWS)
     write(tmp_path / "data" / "train.jsonl", ROWS)
     assert "train.csv and train.jsonl are both split train" in raised(lambda: train(made))
@@ -190,21 +225,15 @@ def test_folders_must_be_clear(tmp_path: Path, config: Any) -> None:
 def test_missing_column(tmp_path: Path, config: Any) -> None:
     file = write(tmp_path / "x.jsonl", ROWS)
     cases: tuple[tuple[dict[str, str], str], ...] = (
-        ({"text_column": "abstract"}, "'abstract', only 'text', 'label': set text-column"),
-        ({"label_column": "class"}, "'class', only 'text', 'label': set label-column"),
-        (
-            {"task": "mlm", "text_column": "abstract"},
-            "'abstract', only 'text', 'label': set text-column",
-        ),
-        ({"task": "ner"}, "'tokens', only 'text', 'label': set tokens-column"),
-        (
-            {"task": "ner", "tokens_column": "text"},
-            "'ner_tags', only 'text', 'label': set tags-column",
-        ),
+        ({"text_column": "abstract"}, "'abstract': set text-column"),
+        ({"label_column": "class"}, "'class': set label-column"),
+        ({"task": "mlm", "text_column": "abstract"}, "'abstract': set text-column"),
+        ({"task": "ner"}, "'tokens': set tokens-column"),
+        ({"task": "ner", "tokens_column": "text"}, "'ner_tags': set tags-column"),
     )
     for values, missing in cases:
         message = raised(lambda values=values: train(config(dataset=str(file), **values)))
-        assert f"split train has no column {missing}" in message
+        assert f"split train has 2 columns, none is called {missing}" in message
 
 
 def test_wrong_tags(tmp_path: Path, config: Any) -> None:
@@ -228,15 +257,15 @@ def test_wrong_tags(tmp_path: Path, config: Any) -> None:
 
 def test_label_outside_the_set(tmp_path: Path, config: Any) -> None:
     file = write(tmp_path / "x.jsonl", ROWS)
-    assert "has the label 'b', not one of a,c" in raised(
+    assert "has a label that is not one of a,c" in raised(
         lambda: train(config(dataset=str(file), labels="a,c"))
     )
     assert train(config(dataset=str(file), labels="b,a"))["label"] == [row["label"] for row in ROWS]
     file = write(tmp_path / "y.jsonl", WORDS)
     message = raised(lambda: train(config(dataset=str(file), task="ner", labels="O,B-Disease")))
-    assert "train row 1 has the label 'B-Drug', not one of O,B-Disease" in message
+    assert "train row 1 has a label that is not one of O,B-Disease" in message
     file = write(tmp_path / "z.jsonl", [{"text": "a", "label": SECRET}])
-    assert "(a name of 48 characters)" in raised(
+    assert "train row 1 has a label that is not one of a" in raised(
         lambda: train(config(dataset=str(file), labels="a"))
     )
 

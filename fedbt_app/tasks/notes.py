@@ -1,0 +1,19 @@
+"""What was found while data was read, told to the people of the site."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Notes:
+    """Short sentences: file names, kinds and counts; never what stands in a cell."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, line: str) -> None:
+        """Add a sentence, once."""
+        if line not in self.lines:
+            self.lines.append(line)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.lines)
