@@ -30,7 +30,8 @@ def answer(message: Message, context: Context, work: Callable[[Client], Message]
         file = origin.filename.rsplit("/", 1)[-1]
         reason = f"{type(error).__name__} at {file}:{origin.lineno}"
     logging.getLogger("flwr").error("fedbt: error: %s", reason)
-    return refusal_message(without_folders(reason), message)
+    name = str(context.node_config.get("name", ""))
+    return refusal_message(without_folders(reason), message, name)
 
 
 @app.query()

@@ -14,6 +14,7 @@ from fedbt_app.report.tables import (
     format_memory,
     format_ratio,
     format_score,
+    left_out,
     ratio_of,
     score_rows,
 )
@@ -46,10 +47,13 @@ def print_result(report: Mapping[str, Any], console: "Console | None" = None) ->
     console.print(_table(cost_head(report), cost_rows(report)))
     if report["final"]:
         console.print(_table(SCORE_HEAD, score_rows(report)))
+    lines = [f"Warning: {warning}" for warning in report.get("warnings", [])]
+    for client, reason in left_out(report).items():
+        lines.append(f"Left out: {client}: {reason}")
     if report["model_dir"]:
-        console.print(
-            f"Model: {report['model_dir']}", markup=False, highlight=False, soft_wrap=True
-        )
+        lines.append(f"Model: {report['model_dir']}")
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def compare(folders: Sequence[Path | str]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedbt_app.report import tables
 from fedbt_app.report.tables import (
     SCORE_HEAD,
     cost_head,
@@ -80,7 +81,13 @@ def render(report: Mapping[str, Any], images: Iterable[Path]) -> str:
         images="\n\n".join(f"![{image.stem}]({image.name})" for image in images),
         rounds=_rounds(report, primary),
     )
-    page += _section("Clients", report["clients"])
+    page += _warnings(report)
+    clients = [
+        {name: value for name, value in client.items() if name != "fit"}
+        for client in report["clients"]
+    ]
+    page += _section("Clients", clients)
+    page += _fits(report)
     page += _section("Refused replies", report["refused"])
     if healed := report["cost"].get("healed_parts"):
         page += f"\nParts sent again, whole, to clients whose pool was not what they had said: {healed}.\n"
@@ -95,11 +102,21 @@ def _facts(report: Mapping[str, Any]) -> str:
         "Method": report["method"],
         "Rounds": len(report["rounds"]),
         "Clients": len(report["clients"]),
+        "Test rows": _test_rows(report),
         "Seed": report["seed"],
         "Exported model": report["model_dir"],
         "Versions": ", ".join(versions),
     }
     return _markdown(("what", "value"), facts.items())
+
+
+def _test_rows(report: Mapping[str, Any]) -> str:
+    test = report.get("test")
+    if not test:
+        return "not stated"
+    if test["rows"] == test["available"]:
+        return f"{test['rows']}, all there are"
+    return f"{test['rows']} of {test['available']} (max-test-examples)"
 
 
 def _scores(report: Mapping[str, Any]) -> str:
@@ -142,10 +159,41 @@ def _summary(report: Mapping[str, Any], primary: Metric) -> str:
     same = format_ratio(report["ratio_same_optimisations"]["train_flops"])
     uplink = format_ratio(report["ratio"]["uplink_bytes"])
     against = AGAINST[report["reference"]["source"]]
+    text += _left_out(report)
     return (
         f"{text} Against full-model FedAvg, training took {stock} of the compute of {against} "
         f"({same} of full-model training with the same optimisations) and {uplink} of the uplink."
     )
+
+
+def _left_out(report: Mapping[str, Any]) -> str:
+    """Name the sites of which something was not used: a score without them means something else."""
+    left_out = tables.left_out(report)
+    if not left_out:
+        return ""
+    last = report["rounds"][-1]["clients"] if report["rounds"] else 0
+    sites = "; ".join(f"{client} ({reason})" for client, reason in left_out.items())
+    return f" **Left out** of some round or all: {sites}. The last round had {last} clients."
+
+
+def _warnings(report: Mapping[str, Any]) -> str:
+    lines = [f"- {_cell(warning)}" for warning in report.get("warnings", [])]
+    if not lines:
+        return ""
+    return "\n## Warnings\n\n" + "\n".join(lines) + "\n"
+
+
+def _fits(report: Mapping[str, Any]) -> str:
+    """Write how well each site's text, and the test set's, fits the model."""
+    fits = {client["name"]: client["fit"] for client in report["clients"] if "fit" in client}
+    test = report.get("test") or {}
+    if test.get("fit", {}).get("rows"):
+        fits["central test set"] = test["fit"]
+    if not fits:
+        return ""
+    heads = ["text of", *(name.replace("_", " ") for name in next(iter(fits.values())))]
+    rows = ([name, *fit.values()] for name, fit in fits.items())
+    return f"\n## What of the text is read\n\n{_markdown(heads, rows)}\n"
 
 
 def _rounds(report: Mapping[str, Any], primary: Metric) -> str:

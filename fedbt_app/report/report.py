@@ -63,7 +63,9 @@ class RunRecord:
     initial, final : metrics on the central test set; empty without one
     client_metrics : final, on the clients' held-out rows, weighted by rows; may be empty
     majority : accuracy of always answering the test set's most frequent class (classification)
-    clients : `name`, `examples`, `local_depth`, `device` of each
+    clients : `name`, `examples`, `local_depth`, `device` and `fit` of each
+    test : of the central test set `rows` scored, `available` rows and `fit`
+    warnings : what a person should know before trusting the scores, one line each
     refused : `round`, `client`, `reason` of each reply that was not used
     """
 
@@ -81,6 +83,8 @@ class RunRecord:
     client_metrics: dict[str, float]
     majority: float | None
     clients: list[dict[str, Any]]
+    test: dict[str, Any]
+    warnings: list[str]
     refused: list[dict[str, Any]]
     data: str
     base_fingerprint: str

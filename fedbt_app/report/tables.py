@@ -121,3 +121,8 @@ def score_rows(report: Mapping[str, Any]) -> list[list[str]]:
             majority = format_score(name, report["majority"])
         rows.append([metric.label, format_score(name, before), format_score(name, after), majority])
     return rows
+
+
+def left_out(report: Mapping[str, Any]) -> dict[str, str]:
+    """Return the clients of which something was not used, with the latest reason."""
+    return {refusal["client"]: refusal["reason"] for refusal in report["refused"]}

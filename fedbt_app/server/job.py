@@ -19,6 +19,7 @@ from fedbt_app.model.checkpoint import Checkpoint, find_model
 from fedbt_app.plan import FULL
 from fedbt_app.report import report, tracking
 from fedbt_app.report.export import export, model_card, refuse_to_overwrite
+from fedbt_app.report.tables import left_out
 from fedbt_app.server.central import CentralTest
 from fedbt_app.server.roster import Participant
 from fedbt_app.server.rounds import Hooks, Rounds
@@ -66,6 +67,10 @@ class Job:
         )
         result = report.write(self._folder, record)
         self._snapshot.remove()
+        for warning in record.warnings:
+            log.warning("fedbt: %s", warning)
+        for client, reason in left_out(result).items():
+            log.warning("fedbt: left out: %s: %s", client, reason)
         log.info(
             "fedbt: report in %s, model in %s", self._folder / "report.md", self._folder / "model"
         )
@@ -113,6 +118,12 @@ class Job:
             client_metrics=outcome.client_metrics,
             majority=self._test.majority,
             clients=clients,
+            test={
+                "rows": len(self._test.rows),
+                "available": self._test.available,
+                "fit": asdict(self._test.fit),
+            },
+            warnings=self._warnings(rounds),
             refused=[asdict(refusal) for refusal in rounds.roster.refusals],
             data=examples.describe(config),
             base_fingerprint=self._fingerprint,
@@ -122,6 +133,14 @@ class Job:
             versions={"python": platform.python_version()}
             | {name: version(name) for name in LIBRARIES},
         )
+
+    def _warnings(self, rounds: Rounds) -> list[str]:
+        """Return what a person should know before trusting the scores."""
+        found = [f"central test set: {warning}" for warning in self._test.fit.warnings]
+        for participant in rounds.roster.participants.values():
+            for warning in participant.capabilities.fit.warnings:
+                found.append(f"{participant.name}: {warning}")
+        return found
 
     def _measured_reference(self) -> dict[str, Any] | None:
         """Return the report of the finished full-model run that `reference` names; None when it
@@ -179,6 +198,7 @@ def _about(participant: Participant) -> dict[str, Any]:
         "examples": capabilities.examples,
         "local_depth": capabilities.local_depth,
         "device": capabilities.device,
+        "fit": asdict(capabilities.fit),
     }
 
 

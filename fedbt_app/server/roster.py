@@ -16,7 +16,14 @@ from fedbt_app.parts import PartState
 from fedbt_app.progress.events import LeftOut
 from fedbt_app.tasks import TASKS
 from fedbt_app.wire.exchange import Exchange
-from fedbt_app.wire.messages import Capabilities, Request, Sync, read_capabilities, request_record
+from fedbt_app.wire.messages import (
+    Capabilities,
+    Request,
+    Sync,
+    name_in,
+    read_capabilities,
+    request_record,
+)
 from fedbt_app.wire.records import serialised_bytes
 
 log = logging.getLogger("flwr")
@@ -126,7 +133,7 @@ class Roster:
                 self._accept(node, read_capabilities(message), labels, connected)
                 self._refused_nodes.discard(node)
             except FedBTError as error:
-                self.refuse(round_, f"node {node}", str(error))
+                self.refuse(round_, name_in(message) or f"node {node}", str(error))
         for node in exchange.undelivered:
             self.refuse(round_, f"node {node}", "Flower did not take the query to it")
         for node in exchange.silent:

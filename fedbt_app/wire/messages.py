@@ -66,11 +66,12 @@ class Reply:
     """What a client answers to any request.
 
     status OK, LACKING (the pool is not as expected: `held` says what it has; send the rest), or
-    FAILED (`error` says why, in one line). `tally` are an evaluation's counts, which add up over sites.
+    FAILED (`error` says why, in one line, and `name` who). `tally` are an evaluation's counts, which add up over sites.
     """
 
     status: str = OK
     error: str = ""
+    name: str = ""
     held: dict[str, PartState] | None = None
     examples: int = 0
     metrics: dict[str, float] | None = None
@@ -185,7 +186,9 @@ def reply_message(reply: Reply, message: Message) -> Message:
     )
     content = RecordDict(
         {
-            "reply": ConfigRecord({"status": reply.status, "error": reply.error}),
+            "reply": ConfigRecord(
+                {"status": reply.status, "error": reply.error, "name": reply.name}
+            ),
             "held": states_record(reply.held or {}),
             "counts": MetricRecord({"num-examples": reply.examples}),
             "metrics": MetricRecord(dict(reply.metrics or {})),
@@ -265,9 +268,17 @@ def capabilities_message(capabilities: Capabilities, message: Message) -> Messag
     return Message(content, reply_to=message)
 
 
-def refusal_message(error: str, message: Message) -> Message:
-    """Answer any request with one line on why the client can't do it."""
-    return reply_message(Reply(status=FAILED, error=error), message)
+def refusal_message(error: str, message: Message, name: str = "") -> Message:
+    """Answer any request with one line on why the client, by its name, can't do it."""
+    return reply_message(Reply(status=FAILED, error=error, name=name), message)
+
+
+def name_in(message: Message) -> str:
+    """Return what the node of an answer calls itself, where it says so; else nothing."""
+    try:
+        return one_line(message.content["reply"]["name"])[:LONGEST_LABEL]
+    except Exception:  # whatever a stranger's message makes go wrong
+        return ""
 
 
 def read_capabilities(message: Message) -> Capabilities:

@@ -186,7 +186,7 @@ def test_capabilities_hold_names_and_counts_and_nothing_else() -> None:
 def test_reply_has_these_records_and_no_other() -> None:
     content = reply_message(a_reply(), sent(request_record(a_request()))).content
     assert {name: set(record) for name, record in content.items()} == {
-        "reply": {"status", "error"},
+        "reply": {"status", "error", "name"},
         "held": {"head"},
         "counts": {"num-examples"},
         "metrics": {"train_loss"},
