@@ -66,8 +66,8 @@ class RunConfig:
     dataset: str = key(
         EMBEDDED,
         "`embedded`, a hub id, a file, or a folder of files named train, validation and test, of notes, or of a "
-        "data set on disk (docs/data.md has the kinds); `none` for a server without data, where every node has a data-path. A node's "
-        "`data-path` wins.",
+        "data set on disk (docs/data.md has the kinds); `none` for a server without data, where every node has a "
+        "data-path. A node's `data-path` wins.",
     )
     dataset_subset: str = key("", "Configuration name of a hub data set; empty for none.")
     text_column: str = key(
@@ -80,8 +80,8 @@ class RunConfig:
     tags_column: str = key("ner_tags", "Column with the tags, one a word (ner).")
     labels: str = key(
         "",
-        "Comma-separated label names, in order (ner: the tags, `O,B-x,I-x`; names of tags that are numbers); empty merges what the clients report and "
-        "the central test set has.",
+        "Comma-separated label names, in order (ner: the tags, `O,B-x,I-x`; names of tags that are numbers); empty "
+        "merges what the clients report and the central test set has.",
     )
     max_length: int = key(
         64, "Longest sequence in word pieces, [CLS] and [SEP] included.", at_least=8, at_most=512
