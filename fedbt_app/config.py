@@ -88,9 +88,8 @@ class RunConfig:
     tags_column: str = key("ner_tags", "Column with the tags, one a word (ner).")
     labels: str = key(
         "",
-        "Comma-separated label names, in order (ner: the tags, `O,B-x,I-x`; names of tags that are numbers); "
-        "empty merges what the clients report and "
-        "the central test set has.",
+        "Comma-separated label names, in order (ner: the tags, `O,B-x,I-x`; names of tags that are numbers); empty "
+        "merges what the clients report and the central test set has.",
     )
     max_length: int = key(
         64, "Longest sequence in word pieces, [CLS] and [SEP] included.", at_least=8, at_most=512

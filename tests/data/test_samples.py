@@ -1,7 +1,9 @@
 """Every kind of file that docs/data.md names: its sample is read as the page says, or refused."""
 
+import random
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +182,7 @@ def test_texts(config: Any) -> None:
     assert read(config, "lines.txt", task="mlm")[0] == {"text": TEXTS}
     found, notes = read(config, "notes", task="mlm")
     assert found == {"text": [f"{text}\nSecond line.\n" for text in TEXTS]}
-    assert notes == ["notes: folder of texts, 4 files, a row each"]
+    assert notes == ["notes: folder of texts, UTF-8, 4 files, a row each"]
 
 
 def test_splits_by_other_names(config: Any) -> None:
@@ -251,3 +253,21 @@ def test_the_cache_key_covers_every_file_of_a_folder(tmp_path: Path, config: Any
         step()
         seen.append(str(identity(made)))
     assert len(set(seen)) == len(steps)
+
+
+def test_damaged_files_are_read_or_refused(tmp_path: Path, config: Any) -> None:
+    generator = random.Random(19)
+    pieces = (b'"', b"null", b"[]", b"\t", b"\n\n", b",", b"-5", b"\x00", b"\xff", b'"\\ud800"')
+    for sample in (file for file in sorted(SAMPLES.iterdir()) if file.is_file()):
+        content = sample.read_bytes()
+        for task in ("classification", "ner", "mlm"):
+            at = generator.randrange(len(content))
+            for damaged in (
+                content[:at],
+                content[:at] + generator.choice(pieces) + content[at:],
+                content[:at] + content[at + generator.randint(1, 9) :],
+            ):
+                (tmp_path / sample.name).write_bytes(damaged)
+                made = config(dataset=str(tmp_path / sample.name), task=task)
+                with suppress(FedBTError):
+                    checked(made, readers(made)["train"](), "train")

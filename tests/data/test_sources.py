@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import lzma
+import tracemalloc
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -285,3 +286,107 @@ def test_rows_without_text_are_dropped(tmp_path: Path, config: Any) -> None:
     file = write(tmp_path / "y.jsonl", [*WORDS[:3], *empty])
     found = train(config(dataset=str(file), task="ner"))
     assert found["tokens"] == [row["tokens"] for row in WORDS[:3]]
+
+
+def test_a_long_file_is_not_held_beside_its_rows(tmp_path: Path, config: Any) -> None:
+    line = json.dumps({"text": "a short note", "label": "a", "other": "x" * 2000})
+    (tmp_path / "x.jsonl").write_text("\n".join([line] * 5000))
+    with (tmp_path / "x.csv").open("w") as file:
+        file.write("text,label,other\n" + f"a short note,a,{'x' * 2000}\n" * 5000)
+    for name in ("x.jsonl", "x.csv"):
+        read = readers(config(dataset=str(tmp_path / name)))["train"]
+        tracemalloc.start()
+        table = read()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert table.rows == 5000
+        assert peak < 5e6 < (tmp_path / name).stat().st_size
+
+
+def test_odd_tables_are_read_as_they_are_meant(tmp_path: Path, config: Any) -> None:
+    for content, rows in (
+        ("sep=;\r\ntext;label\r\na, b;x\r\n", [("a, b", "x")]),
+        ("text,label\ra,x\rb,y\r", [("a", "x"), ("b", "y")]),
+        (",text,label\n0,a,x\n1,b,y\n", [("a", "x"), ("b", "y")]),
+        ("text;label;;\na;x;;\n;;;\nb;y;;\n", [("a", "x"), ("b", "y")]),
+        ('text,label\n"a\nb ""q"" ,",x\n', [('a\nb "q" ,', "x")]),
+        ("note,note,text,label\n1,2,a,x\n", [("a", "x")]),
+    ):
+        (tmp_path / "x.csv").write_text(content, newline="")
+        found = train(config(dataset=str(tmp_path / "x.csv")))
+        assert list(zip(found["text"], found["label"], strict=True)) == rows
+    (tmp_path / "x.csv").write_text("text\nhello, world\nwhole\nhm, a, b\n")
+    found = train(config(dataset=str(tmp_path / "x.csv"), task="mlm"))
+    assert found["text"] == ["hello, world", "whole", "hm, a, b"]
+
+
+def test_json_of_other_forms(tmp_path: Path, config: Any) -> None:
+    row = {"text": "a", "label": "x"}
+    for content in (
+        {"columns": ["text", "label"], "index": [0], "data": [["a", "x"]]},
+        row,
+        [
+            {
+                "id": 1,
+                "data": {"text": "a"},
+                "annotations": [{"result": [{"value": {"choices": ["x"]}}]}],
+            }
+        ],
+    ):
+        (tmp_path / "x.json").write_text(json.dumps(content))
+        assert train(config(dataset=str(tmp_path / "x.json"))) == {"text": ["a"], "label": ["x"]}
+    (tmp_path / "x.json").write_text(json.dumps({"train": [row], "test": [row]}))
+    message = raised(lambda: train(config(dataset=str(tmp_path / "x.json"))))
+    assert "several lists of rows: write each split into a file of its own" in message
+    spans = {"start": 5, "end": 12, "text": "aspirin", "labels": ["Drug"]}
+    passage = {
+        "offset": 3,
+        "text": "Take aspirin",
+        "annotations": [{"infons": {"type": "Drug"}, "locations": [{"offset": 8, "length": 7}]}],
+    }
+    for whole in (
+        [["Take aspirin", {"entities": [[5, 12, "Drug"]]}]],
+        [{"text": "Take aspirin", "label": [spans]}],
+        {"PubTator3": [{"passages": [passage]}]},
+        {"tokens": [["Take", "aspirin"]], "ner_tags": [["O", "B-Drug"]]},
+        {"tokens": ["Take", "aspirin"], "ner_tags": ["O", "B-Drug"]},
+    ):
+        (tmp_path / "x.json").write_text(json.dumps(whole))
+        found = train(config(dataset=str(tmp_path / "x.json"), task="ner"))
+        assert found == {"tokens": [["Take", "aspirin"]], "ner_tags": [["O", "B-Drug"]]}
+
+
+def test_excel_cells(tmp_path: Path, config: Any) -> None:
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    for cells in (["text", "label"], ["a", 1], ["b", 2]):
+        book.active.append(cells)
+    book.save(tmp_path / "x.xlsx")
+    assert train(config(dataset=str(tmp_path / "x.xlsx")))["label"] == ["1", "2"]
+    book.active.append(["c", "=1+1"])
+    book.save(tmp_path / "x.xlsx")
+    message = raised(lambda: train(config(dataset=str(tmp_path / "x.xlsx"))))
+    assert "x.xlsx: row 4: column 'label' holds a formula without a value" in message
+
+
+def test_a_split_in_several_files(tmp_path: Path, config: Any) -> None:
+    for number, rows in enumerate((ROWS[:20], ROWS[20:])):
+        write(tmp_path / "data" / f"train-0000{number}-of-00002.parquet", rows)
+    assert train(config(dataset=str(tmp_path / "data")))["text"] == [row["text"] for row in ROWS]
+    write(tmp_path / "data" / "dev.csv", ROWS)
+    write(tmp_path / "data" / "valid.csv", ROWS)
+    message = raised(lambda: train(config(dataset=str(tmp_path / "data"))))
+    assert message == "dev.csv and valid.csv are both split validation: remove one"
+
+
+def test_sites_of_different_schemes_have_the_same_labels(tmp_path: Path, config: Any) -> None:
+    for name, tags, given in (
+        ("a", ["O", "S-X"], "O,B-X,I-X"),
+        ("b", ["O", "X"], "O,X"),
+        ("c", [0, 1], "O,B-X,I-X,E-X,S-X"),
+    ):
+        row = {"tokens": ["the", "arm"], "ner_tags": tags}
+        file = write(tmp_path / f"{name}.jsonl", [row])
+        found = train(config(dataset=str(file), task="ner", labels=given))
+        assert found["ner_tags"] == [["O", "B-X"]]

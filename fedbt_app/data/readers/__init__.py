@@ -22,7 +22,8 @@ from fedbt_app.errors import FedBTError
 Reader = Callable[[Path, Wanted], Table]
 # what broken content makes the libraries raise; their texts may quote it
 BROKEN = (
-    *(OSError, ValueError, KeyError, EOFError, RecursionError, NotImplementedError),
+    *(OSError, ValueError, LookupError, EOFError),
+    *(MemoryError, RecursionError, NotImplementedError),
     *(zlib.error, lzma.LZMAError, zipfile.BadZipFile),
 )
 

@@ -7,7 +7,7 @@ from fedbt_app.data.readers.documents import Documents
 from fedbt_app.data.readers.opened import PACKED, text
 from fedbt_app.data.readers.spans import Span, placed
 from fedbt_app.data.readers.table import Row, Table, Wanted, table_of
-from fedbt_app.data.readers.text_files import note_text, notes_in
+from fedbt_app.data.readers.text_files import Texts
 from fedbt_app.errors import FedBTError
 from fedbt_app.tasks.notes import Notes
 
@@ -16,24 +16,23 @@ def read_brat(path: Path, wanted: Wanted) -> Table:
     """Read each text with its spans (T lines; relations, events and notes are not read)."""
     notes = Notes()
     documents = Documents(wanted, notes, path.name)
-    table = table_of(_rows(notes_in(path), documents), wanted, notes)
+    texts = Texts(path)
+    table = table_of(_rows(texts, documents), wanted, notes)
     documents.tell()
-    notes.add(f"{path.name}: BRAT, {table.rows} texts")
+    notes.add(f"{path.name}: BRAT, {texts.encodings()}, {table.rows} texts")
     return table
 
 
-def _rows(files: list[Path], documents: Documents) -> Iterator[Row]:
-    missing = sum(_beside(file) is None for file in files)
-    if missing:
+def _rows(texts: Texts, documents: Documents) -> Iterator[Row]:
+    annotations = [_beside(file) for file in texts.files]
+    if missing := annotations.count(None):
         raise FedBTError(
-            f"{missing} of {len(files)} .txt files have no .ann file beside them: add one, empty "
-            "where there is nothing to tag"
+            f"{missing} of {len(annotations)} .txt files have no .ann file beside them: add one, "
+            "empty where there is nothing to tag"
         )
-    for number, file in enumerate(files, start=1):
-        annotations = _beside(file)
-        assert annotations
-        spans = _spans(annotations, number, documents)
-        content = note_text(file, number, newline="")
+    for number, file in zip(texts, filter(None, annotations), strict=True):
+        spans = _spans(file, number, documents)
+        content = texts.read(number, newline="")
         unix = content.replace("\r\n", "\n")
         # some tools count the line end of Windows as one character, some as two
         best = unix if placed(content, spans) is None else content

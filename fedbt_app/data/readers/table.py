@@ -58,8 +58,9 @@ def table_of(rows: Iterable[Row], wanted: Wanted, notes: Notes) -> Table:
         names.update(row)
         for name, value in row.items():
             if name in wanted.columns:
-                # the rows before the first that has the column
-                columns.setdefault(name, [None] * count).append(value)
+                if name not in columns:
+                    columns[name] = [None] * count  # for the rows before
+                columns[name].append(value)
         count += 1
         for values in columns.values():
             if len(values) < count:
