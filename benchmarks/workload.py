@@ -65,7 +65,9 @@ class Setting:
         head = new_tensors(bare.lacking(HEAD), seed=1)
 
         def held(part: str) -> Tensors:
-            return head if part == HEAD else {}
+            if part != HEAD:
+                return {}
+            return head
 
         return replace(bare, held=held)
 

@@ -1,8 +1,8 @@
-"""Run the paper's tables: the cells that benchmarks/results/paper.jsonl does not have yet, or with
-other settings.
+"""Run the paper's tables: the cells that the results lack, or have with other settings.
 
-    python -m benchmarks.paper finetune-tuning finetune --data FOLDER python -m benchmarks.paper
-    finetune-tuning finetune --data FOLDER --set model=bert-base-uncased --output base.jsonl
+    python -m benchmarks.paper finetune-tuning finetune --data FOLDER
+    python -m benchmarks.paper finetune --data FOLDER \\
+        --set model=bert-base-uncased --output base.jsonl
 
 Each cell is a whole run of the product in a process of its own, on one thread. It can be stopped at
 any time.

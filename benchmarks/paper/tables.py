@@ -76,10 +76,11 @@ class _Table:
     done: Mapping[Key, Line]
 
     def entries(self) -> Iterator[_Entry]:
-        for cell in self.content["cells"]:
-            datasets = cell.get("datasets", self.content["datasets"])
-            grid = cell.get("grid", self.content.get("grid", [{}]))
-            seeds = cell.get("seeds", self.content["seeds"])
+        content = self.content
+        for cell in content["cells"]:
+            datasets = cell.get("datasets", content["datasets"])
+            grid = cell.get("grid", content.get("grid", [{}]))
+            seeds = cell.get("seeds", content["seeds"])
             for dataset, changes, seed in itertools.product(datasets, grid, seeds):
                 yield _Entry(cell, dataset, changes, seed)
 

@@ -1,6 +1,8 @@
 """Keep what README shows of `make demo`: both reports' scores and costs, the fine-tuning's plots.
 
-make demo && python -m benchmarks.publish.keep_demo
+    make demo && python -m benchmarks.publish.keep_demo
+
+It writes benchmarks/results/demo.json and docs/demo-*.png.
 """
 
 import json
@@ -23,7 +25,7 @@ KEPT = (
 
 
 def main() -> None:
-    """Read the reports in runs/ and write benchmarks/results/demo.json and docs/demo-*.png."""
+    """Read the reports in runs/ and keep what is shown of them."""
     rows = []
     for name in ("pretrain", "finetune"):
         path = ROOT / "runs" / f"demo-{name}" / "report.json"

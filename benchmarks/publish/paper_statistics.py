@@ -57,7 +57,8 @@ def points_text(differences: list[float]) -> str:
     if not differences:
         return ""
     mean = _signed(statistics.mean(differences), 2)
-    return _with_seeds(mean, [_signed(difference, 1) for difference in differences])
+    seeds = [_signed(difference, 1) for difference in differences]
+    return _with_seeds(mean, seeds)
 
 
 def _signed(difference: float, digits: int) -> str:
@@ -107,11 +108,16 @@ def tests_against_reference(own: list[Line], cells: dict[Cell, list[Line]]) -> l
     mean = points_text(differences)
     if len(differences) < 3 or len(set(differences)) == 1:
         return [spread_text(own), mean, "", ""]
-    differs = stats.ttest_1samp(differences, 0).pvalue
-    above = stats.ttest_1samp(differences, -MARGIN, alternative="greater").pvalue
-    below = stats.ttest_1samp(differences, MARGIN, alternative="less").pvalue
-    equivalent = max(above, below)
-    return [spread_text(own), mean, f"{differs:.2f}", f"{equivalent:.2f}"]
+    differs = stats.ttest_1samp(differences, 0)
+    above = stats.ttest_1samp(differences, -MARGIN, alternative="greater")
+    below = stats.ttest_1samp(differences, MARGIN, alternative="less")
+    equivalent = max(above.pvalue, below.pvalue)
+    return [
+        spread_text(own),
+        mean,
+        f"{differs.pvalue:.2f}",
+        f"{equivalent:.2f}",
+    ]
 
 
 def paired_differences(own: Iterable[Line], reference: Iterable[Line]) -> list[float]:
@@ -137,7 +143,8 @@ def loss_ratio_text(own: list[Line], losses: dict[Cell, list[Line]]) -> str:
     if not ratios:
         return ""
     mean = f"{100 * statistics.mean(ratios):.1f} %"
-    return _with_seeds(mean, [f"{100 * ratio:.1f}" for ratio in ratios])
+    seeds = [f"{100 * ratio:.1f}" for ratio in ratios]
+    return _with_seeds(mean, seeds)
 
 
 def equal_cost_texts(own: list[Line], cells: dict[Cell, list[Line]]) -> list[str]:
@@ -150,8 +157,12 @@ def equal_cost_texts(own: list[Line], cells: dict[Cell, list[Line]]) -> list[str
         return ["", ""]
     texts = []
     for cost in (tflop, megabytes):
-        scores = [_score_at(full, cost, cost(*spent_of(line))) for line, full in pairs]
-        texts.append(score_text(own[0]["metric"], statistics.mean(scores)))
+        scores = []
+        for line, full in pairs:
+            spent = cost(*spent_of(line))
+            scores.append(_score_at(full, cost, spent))
+        mean = statistics.mean(scores)
+        texts.append(score_text(own[0]["metric"], mean))
     return texts
 
 
@@ -163,7 +174,8 @@ def _score_at(line: Line, cost: Cost, spent: float) -> float:
     for (cost_before, score_before), (cost_after, score_after) in pairwise(points):
         if spent <= cost_after:
             gain = score_after - score_before
-            return score_before + gain * (spent - cost_before) / (cost_after - cost_before)
+            way = cost_after - cost_before
+            return score_before + gain * (spent - cost_before) / way
     _, last_score = points[-1]
     return last_score
 

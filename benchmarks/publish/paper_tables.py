@@ -44,11 +44,15 @@ def blocks(lines: list[Line]) -> dict[str, str]:
 
     def of(name: str, make: Callable[[list[Line]], str], beside: str = "") -> str:
         own = [line for line in lines if line["table"] == name]
-        datasets = {line["dataset"] for line in own}
-        others = [line for line in lines if line["table"] == beside and line["dataset"] in datasets]
-        known = [line for line in others if line["method"] in (BASE[0], REFERENCE[0], "FedBT")]
         if not own:
             return NONE_YET
+        datasets = _datasets(own)
+        known = []
+        for line in lines:
+            if line["table"] != beside or line["dataset"] not in datasets:
+                continue
+            if line["method"] in (BASE[0], REFERENCE[0], "FedBT"):
+                known.append(line)
         return make([*known, *own])
 
     return {
@@ -72,7 +76,9 @@ def ordered(lines: list[Line]) -> list[Line]:
     """Return the lines in the order of the tables; cells finish in any."""
 
     def place(line: Line) -> tuple[int, int]:
-        return _index(DATASETS, line["dataset"]), _index(METHODS, line["method"])
+        dataset = _index(DATASETS, line["dataset"])
+        method = _index(METHODS, line["method"])
+        return dataset, method
 
     return sorted(lines, key=place)
 
@@ -88,9 +94,10 @@ def tuning(lines: list[Line]) -> str:
     datasets = _datasets(lines)
     rows = []
     for method in dict.fromkeys(line["method"] for line in lines):
+        of_method = [line for line in lines if line["method"] == method]
         row = [method]
         for dataset in datasets:
-            own = [line for line in lines if (line["method"], line["dataset"]) == (method, dataset)]
+            own = [line for line in of_method if line["dataset"] == dataset]
             row.append(_all_tried(own))
         rows.append(row)
     titles = " | ".join(title_of(lines, dataset) for dataset in datasets)

@@ -15,7 +15,7 @@ from fedbt_app.codec.feedback import encode_with_feedback
 from fedbt_app.costs.formulas import StepShape
 from fedbt_app.costs.meter import FlopMeter
 from fedbt_app.model.checkpoint import Checkpoint
-from fedbt_app.model.local_model import build
+from fedbt_app.model.local_model import LocalModel, build
 from fedbt_app.model.weights import Weights, new_tensors
 from fedbt_app.parts import HEAD
 from fedbt_app.plan import RoundPlan, full_plan
@@ -69,12 +69,16 @@ def measure(
         cache.close()
     clock.stop("train")
     for codec in ("float32", "int4"):
-        for part, tensors in local.deltas(weights):
-            _, _, dropped = encode_with_feedback(tensors, pool.residual(part), codec)
-            pool.store_residual(part, dropped)
+        _encode(local, weights, pool, codec)
         clock.stop(f"encode_{codec}")
     seconds["total"] = sum(seconds[phase] for phase in PHASES if phase != "encode_int4")
     return seconds
+
+
+def _encode(local: LocalModel, weights: Weights, pool: ParameterPool, codec: str) -> None:
+    for part, tensors in local.deltas(weights):
+        _, _, dropped = encode_with_feedback(tensors, pool.residual(part), codec)
+        pool.store_residual(part, dropped)
 
 
 class _Clock:

@@ -152,20 +152,13 @@ def _compare(options: argparse.Namespace, task: str, length: str, peaks: "_Peaks
                 sample.run()
     rows = []
     for (method, depth), own in samples.items():
-        batch_lengths = [work.batch.shape[1] for work in load.works]
-        if own[0].part.padded:
-            batch_lengths = [LENGTH]
         variant = (options.arch, task, method, depth, length, options.precision)
-        row = dict(zip(KEYS, variant, strict=True)) | {
-            "train_flops": round(_mean(own, lambda sample: sample.flops)),
-            "seconds": _mean(own, lambda sample: statistics.median(sample.seconds)),
-            "seconds_min": _mean(own, lambda sample: min(sample.seconds)),
-            "seconds_max": _mean(own, lambda sample: max(sample.seconds)),
-            "peak_memory_bytes": memory[method, depth],
-            "baseline_memory_bytes": baseline,
-            "batch_lengths": batch_lengths,
-            "repetitions": options.repetitions,
-        }
+        row: Row = dict(zip(KEYS, variant, strict=True))
+        row |= _step_costs(own)
+        row["peak_memory_bytes"] = memory[method, depth]
+        row["baseline_memory_bytes"] = baseline
+        row["batch_lengths"] = _batch_lengths(own[0].part, load)
+        row["repetitions"] = options.repetitions
         rows.append(row | machine())
     return rows
 
@@ -173,9 +166,26 @@ def _compare(options: argparse.Namespace, task: str, length: str, peaks: "_Peaks
 def _samples(parts: Sequence[Part], load: Workload) -> list[_Sample]:
     samples = []
     for part in parts:
-        works = load.works[:1] if part.padded else load.works
+        works = load.works
+        if part.padded:  # one batch costs what another does
+            works = works[:1]
         samples += [_Sample(part, work) for work in works]
     return samples
+
+
+def _batch_lengths(part: Part, load: Workload) -> list[int]:
+    if part.padded:
+        return [LENGTH]
+    return [work.batch.shape[1] for work in load.works]
+
+
+def _step_costs(samples: Sequence[_Sample]) -> Row:
+    return {
+        "train_flops": round(_mean(samples, lambda sample: sample.flops)),
+        "seconds": _mean(samples, lambda sample: statistics.median(sample.seconds)),
+        "seconds_min": _mean(samples, lambda sample: min(sample.seconds)),
+        "seconds_max": _mean(samples, lambda sample: max(sample.seconds)),
+    }
 
 
 def _mean(samples: Sequence[_Sample], value: Callable[[_Sample], float]) -> float:

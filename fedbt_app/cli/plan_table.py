@@ -90,7 +90,8 @@ def preview(
     full = in_float32.round(full_plan(architecture.depth), shape)
     # any client's: which blocks it draws is open
     run_plan = replace(config.plan(architecture.depth), seed=0)
-    rounds = [model.round(plan, shape) for plan in run_plan.rounds(local_depth=config.local_depth)]
+    plans = run_plan.rounds(local_depth=config.local_depth)
+    rounds = [model.round(plan, shape) for plan in plans]
     frozen = run_plan.frozen_prefix(config.local_depth)
     pieces = examples * config.max_length * config.fixed_versions
     size = pieces * architecture.hidden * BYTES

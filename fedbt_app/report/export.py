@@ -78,10 +78,6 @@ def refuse_to_overwrite(folder: Path, base: Path) -> None:
 
 def model_card(report: Mapping[str, Any], checkpoint: Checkpoint) -> str:
     """Write the card: base, data, method, rounds and what it cost."""
-    scores = []
-    for name, after in report["final"].items():
-        if name in report["initial"]:
-            scores.append(f"| {name} | {report['initial'][name]:.4f} | {after:.4f} |")
     cost = report["cost"]
     pipeline = TASKS[report["task"]].pipeline
     lines = [
@@ -104,7 +100,7 @@ def model_card(report: Mapping[str, Any], checkpoint: Checkpoint) -> str:
         "",
         "| central test set | before | after |",
         "|---|---|---|",
-        *(scores or ["| (no central test set) | | |"]),
+        *_score_rows(report),
         "",
         "```python",
         "from transformers import pipeline",
@@ -113,3 +109,11 @@ def model_card(report: Mapping[str, Any], checkpoint: Checkpoint) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _score_rows(report: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for name, after in report["final"].items():
+        if name in report["initial"]:
+            rows.append(f"| {name} | {report['initial'][name]:.4f} | {after:.4f} |")
+    return rows or ["| (no central test set) | | |"]

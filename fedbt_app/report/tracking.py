@@ -1,7 +1,9 @@
 """A run's rounds as TensorBoard shows them: what rounds.jsonl holds, as scalars by round."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fedbt_app.costs.ledger import RoundEntry
 from fedbt_app.errors import FedBTError
@@ -48,11 +50,12 @@ def board(output: Path, wanted: bool, done: int | None) -> Callable[[RoundEntry]
             f"{folder} is unusable ({error.strerror}): choose another output-dir"
         ) from None
 
-    def add(entry: RoundEntry) -> None:
-        scalars = {f"cost/{name}": getattr(entry, name) for name in COSTS}
-        scalars |= {f"metrics/{name}": value for name, value in entry.metrics.items()}
-        for name, value in scalars.items():
-            writer.add_scalar(name, value, entry.round)
-        writer.flush()  # TensorBoard shows the round at once, and a crash loses none
+    return partial(_add, writer)
 
-    return add
+
+def _add(writer: Any, entry: RoundEntry) -> None:
+    for name in COSTS:
+        writer.add_scalar(f"cost/{name}", getattr(entry, name), entry.round)
+    for name, value in entry.metrics.items():
+        writer.add_scalar(f"metrics/{name}", value, entry.round)
+    writer.flush()  # TensorBoard shows the round at once, and a crash loses none
