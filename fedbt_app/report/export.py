@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedbt_app.errors import FedBTError
+from fedbt_app.errors import FedBTError, without_folders
 from fedbt_app.files import replaced_folder
 from fedbt_app.model.checkpoint import Checkpoint
 from fedbt_app.model.local_model import build
@@ -26,10 +26,11 @@ _WRITTEN = {
 }
 
 
-def export(folder: Path, weights: Weights, card: str) -> Path:
+def export(folder: Path, weights: Weights, card: str, max_length: int | None = None) -> Path:
     """Write the global model to `folder`, whole or not at all, so that stock transformers loads it.
 
-    Adapters are merged into their blocks. Replaces an earlier export.
+    Adapters are merged into their blocks. Replaces an earlier export. `max_length` is what the
+    tokenizer cuts at when it is asked to: the length that was trained on.
     """
     model: Any = build(weights, untrained_plan(weights.checkpoint.architecture.depth)).module
     checkpoint = weights.checkpoint
@@ -38,7 +39,10 @@ def export(folder: Path, weights: Weights, card: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with replaced_folder(folder) as scratch:
         model.save_pretrained(scratch)
-        checkpoint.tokenizer().save_pretrained(scratch)
+        tokenizer = checkpoint.tokenizer()
+        if max_length is not None:
+            tokenizer.model_max_length = max_length
+        tokenizer.save_pretrained(scratch)
         (scratch / "README.md").write_text(card, encoding="utf-8")
         scratch.chmod(0o755)
         for file in scratch.iterdir():
@@ -89,10 +93,11 @@ def model_card(report: Mapping[str, Any], checkpoint: Checkpoint) -> str:
         "",
         f"# A BERT adapted with FedBT ({report['task']})",
         "",
-        f"- Base: `{report['model']}` ({checkpoint.architecture.depth} blocks, hidden size "
+        f"- Base: `{without_folders(report['model'])}` ({checkpoint.architecture.depth} blocks, hidden size "
         f"{checkpoint.architecture.hidden}), fingerprint `{report['base_fingerprint'][:16]}`",
         f"- Data: {report['data']}. It stayed at the {len(report['clients'])} clients; "
         "label names and counts were shared.",
+        f"- Read: the first {report['config']['max-length']} word pieces of a text (max-length)",
         f"- Method: `{report['method']}`, {len(report['rounds'])} rounds, seed {report['seed']}",
         f"- Cost, all clients together: {cost['train_flops'] / 1e12:.2f} TFLOP, "
         f"{cost['uplink_bytes'] / 1e6:.1f} MB up, {cost['downlink_bytes'] / 1e6:.1f} MB down, "
@@ -104,7 +109,7 @@ def model_card(report: Mapping[str, Any], checkpoint: Checkpoint) -> str:
         "",
         "```python",
         "from transformers import pipeline",
-        f'pipeline("{pipeline}", model="THIS_FOLDER")',
+        f'pipeline("{pipeline}", model="THIS_FOLDER"{TASKS[report["task"]].pipeline_options})',
         "```",
         "",
     ]

@@ -64,6 +64,7 @@ class Job:
             self._folder / "model",
             rounds.weights,
             model_card(report.to_json(record), self._checkpoint),
+            self._config.max_length,
         )
         result = report.write(self._folder, record)
         self._snapshot.remove()

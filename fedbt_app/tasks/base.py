@@ -174,6 +174,7 @@ class Task(ABC):
     head : the kind of output head
     metrics : all that its scores have, the primary one first
     pipeline : transformers' pipeline for the exported model
+    pipeline_options : further arguments of it, as code, with which it cuts texts that are too long
     columns : settings that name the columns which rows must have, the one with the text first
     label_key : the setting that names the column of labels; empty where there are none
     embedded_rows : which rows of the embedded data set it takes (data.phenotypes); empty for none
@@ -185,6 +186,7 @@ class Task(ABC):
     head: ClassVar[HeadKind]
     metrics: ClassVar[tuple[Metric, ...]]
     pipeline: ClassVar[str]
+    pipeline_options: ClassVar[str] = ""
     columns: ClassVar[tuple[str, ...]]
     label_key: ClassVar[str] = ""
     embedded_rows: ClassVar[str] = ""

@@ -40,6 +40,7 @@ class Classification(Task):
     head = HeadKind.SEQUENCE
     metrics = (ACCURACY, MACRO_F1, LOSS)
     pipeline = "text-classification"
+    pipeline_options = ", truncation=True"
     columns = ("text_column", "label_column")
     label_key = "label_column"
     embedded_rows = "terms of one organ system"

@@ -44,6 +44,7 @@ class MaskedLanguageModelling(Task):
     head = HeadKind.MASKED_LM
     metrics = (LOSS, PERPLEXITY, ACCURACY)
     pipeline = "fill-mask"
+    pipeline_options = ', tokenizer_kwargs={"truncation": True}'
     columns = ("text_column",)
     embedded_rows = "all terms"
     draws_deeper_blocks = True

@@ -487,7 +487,7 @@ def stopped(tmp_path: Path, settings: Callable[..., dict[str, Any]]) -> Path:
     config = RunConfig.load(
         settings(output_dir=str(tmp_path / "stopped"), min_clients=3, learning_rate=1.0)
     )
-    progress = Progress("0" * 32, ("a", "b"), 3, "f" * 64, {}, Outcome(), [], {})
+    progress = Progress("0" * 32, ("a", "b"), 3, "f" * 64, {}, Outcome(), [], {}, [])
     Snapshot(config.output_folder).store(config, progress)
     return config.output_folder
 

@@ -150,7 +150,7 @@ def test_model_card_has_base_data_method_rounds_and_costs(small: Settings, tiny_
     assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-classification\n")
     for text in (
         *(
-            str(tiny_bert),
+            tiny_bert.name,
             Checkpoint(tiny_bert).fingerprint(HeadKind.SEQUENCE)[:16],
             "local data",
             "train.jsonl",
@@ -277,3 +277,16 @@ def test_a_run_never_deletes_a_model_that_no_run_has_made(
         run(
             model=str(folder)
         )  # what a run made is not to be trained on from where the next one goes
+
+
+@pytest.mark.parametrize("task", ["mlm", "classification", "ner"])
+def test_the_cards_own_example_works_on_a_long_note(small: Settings, task: str) -> None:
+    report = run(small(task=task, method="head", num_rounds=1, max_length=24))
+    card = (Path(report["model_dir"]) / "README.md").read_text(encoding="utf-8")
+    assert "the first 24 word pieces of a text (max-length)" in card
+    example = card.split("```python\n")[1].split("```")[0].splitlines()[-1]
+    made = eval(  # what the card tells people to run
+        example.replace("THIS_FOLDER", report["model_dir"]), {"pipeline": transformers.pipeline}
+    )
+    text = ("[MASK] " if task == "mlm" else "") + "pain " * 700
+    assert made(text)

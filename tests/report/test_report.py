@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from fedbt_app.costs.ledger import Ledger, RoundEntry
 from fedbt_app.errors import FedBTError
 from fedbt_app.files import PARTIAL
 from fedbt_app.report import plots, report
+from fedbt_app.tasks.base import Fit
 
 COST_NAMES = {
     "train_flops",
@@ -68,7 +69,17 @@ def make_record(**changes: Any) -> report.RunRecord:
         final={"loss": 0.5, "accuracy": 0.8125},
         client_metrics={"accuracy": 0.8},
         majority=0.31,
-        clients=[{"name": "north", "examples": 120, "local_depth": 4, "device": "cpu"}],
+        clients=[
+            {
+                "name": "north",
+                "examples": 120,
+                "local_depth": 4,
+                "device": "cpu",
+                "fit": asdict(Fit(rows=130, rows_cut=9, pieces=4000, pieces_cut=77)),
+            }
+        ],
+        test={"rows": 1000, "available": 1500, "fit": asdict(Fit(rows=1000, pieces=30_000))},
+        warnings=["north: 9 of 130 rows are cut"],
         refused=[{"round": 2, "client": "south", "reason": "values | not finite"}],
         data="embedded, 3 clients",
         base_fingerprint="ab12",
@@ -274,3 +285,13 @@ def test_page_without_test_set_or_refusals(tmp_path: Path) -> None:
     assert "Refused" not in page
     assert "metric.png" not in page
     assert not (tmp_path / plots.METRIC).exists()
+
+
+def test_page_says_who_was_left_out_and_what_of_the_text_was_read(tmp_path: Path) -> None:
+    report.write(tmp_path, make_record())
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    first = page.split("\n\n")[1]
+    assert "**Left out** of some round or all: south (values | not finite)" in first
+    assert "| Test rows | 1000 of 1500 (max-test-examples) |" in page
+    assert "- north: 9 of 130 rows are cut" in page
+    assert "| north | 130 | 9 | 4000 | 77 | 0 | 0 | 0 |" in page
