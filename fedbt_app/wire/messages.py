@@ -4,6 +4,7 @@ The only file that knows record keys. Whatever arrives is checked for shape and 
 uses it; nothing is unpickled (Flower reads arrays with pickling off).
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -32,7 +33,11 @@ from fedbt_app.wire.records import (
 )
 from fedbt_app.wire.updates import DELTA, VALUE, Update
 
-OK, LACKING, FAILED = "ok", "lacking", "failed"
+OK = "ok"
+LACKING = "lacking"
+FAILED = "failed"
+# Of a client's Capabilities: what has a record of its own.
+STRUCTURED = ("label_counts", "held")
 # of any kind, from one client: sums and shares of more are no numbers any longer
 LARGEST_COST = 1e24
 
@@ -48,9 +53,7 @@ class Sync:
 
 @dataclass(frozen=True)
 class Request:
-    """What the server asks. A query brings no more than the lineage; `plan` is for
-    training only.
-    """
+    """What the server asks: a query with no more than the lineage, training with a `plan` too."""
 
     sync: Sync
     labels: tuple[str, ...] = ()
@@ -92,39 +95,47 @@ class Capabilities:
 def request_record(request: Request) -> RecordDict:
     """Put a request into Flower records."""
     sync = request.sync
-    run = ConfigRecord({"lineage": sync.lineage, "labels": list(request.labels)})
-    updates = ConfigRecord(
-        {
-            "parts": [update.part for update in sync.updates],
-            "kinds": [update.kind for update in sync.updates],
-            "versions": [update.state.version for update in sync.updates],
-            "digests": [update.state.digest for update in sync.updates],
-        }
-    )
-    arrays, headers = encoded_records(
-        {step(update.part, update.state): update.encoded for update in sync.updates}
-    )
+    encoded = {step(update.part, update.state): update.encoded for update in sync.updates}
+    arrays, headers = encoded_records(encoded)
+    run: dict[str, Any] = {
+        "lineage": sync.lineage,
+        "labels": list(request.labels),
+    }
     content = RecordDict(
         {
-            "run": run,
+            "run": ConfigRecord(run),
             "expected": states_record(sync.expected),
-            "updates": updates,
+            "updates": _updates_record(sync.updates),
             "headers": headers,
             "parts": arrays,
         }
     )
     if request.plan is not None:
-        plan = request.plan
-        content["plan"] = ConfigRecord(
-            {
-                "round": plan.round,
-                "local-blocks": list(plan.local_blocks),
-                "trained-blocks": list(plan.trained_blocks),
-                "embeddings": plan.embeddings,
-                "adapters": plan.adapters,
-            }
-        )
+        content["plan"] = _plan_record(request.plan)
     return content
+
+
+def _updates_record(updates: list[Update]) -> ConfigRecord:
+    return ConfigRecord(
+        {
+            "parts": [update.part for update in updates],
+            "kinds": [update.kind for update in updates],
+            "versions": [update.state.version for update in updates],
+            "digests": [update.state.digest for update in updates],
+        }
+    )
+
+
+def _plan_record(plan: RoundPlan) -> ConfigRecord:
+    return ConfigRecord(
+        {
+            "round": plan.round,
+            "local-blocks": list(plan.local_blocks),
+            "trained-blocks": list(plan.trained_blocks),
+            "embeddings": plan.embeddings,
+            "adapters": plan.adapters,
+        }
+    )
 
 
 def read_request(message: Message) -> Request:
@@ -133,47 +144,75 @@ def read_request(message: Message) -> Request:
 
 
 def _read_request(content: Any) -> Request:
-    run, updates, encoded = (
-        content["run"],
-        content["updates"],
-        read_encoded(content["parts"], content["headers"]),
-    )
-    states = [
-        PartState(count(v), of_type(d, str))
-        for v, d in zip(updates["versions"], updates["digests"], strict=True)
-    ]
-    listed = zip(updates["parts"], updates["kinds"], states, strict=True)
+    run = content["run"]
+    encoded = read_encoded(content["parts"], content["headers"])
     sync = Sync(
         lineage=of_type(run["lineage"], str),
-        updates=[
-            Update(part, one_of(kind, (DELTA, VALUE)), state, encoded[step(part, state)])
-            for part, kind, state in listed
-        ],
+        updates=_read_updates(content["updates"], encoded),
         expected=read_states(content["expected"]),
     )
     plan = None
     if "plan" in content:
-        raw = content["plan"]
-        plan = RoundPlan(
-            round=of_type(raw["round"], int),
-            local_blocks=tuple(map(int, raw["local-blocks"])),
-            trained_blocks=tuple(map(int, raw["trained-blocks"])),
-            embeddings=of_type(raw["embeddings"], bool),
-            adapters=of_type(raw["adapters"], bool),
+        plan = _read_plan(content["plan"])
+    labels = tuple(map(str, run["labels"]))
+    return Request(sync, labels, plan)
+
+
+def _read_updates(record: Any, encoded: Mapping[str, Encoded]) -> list[Update]:
+    listed = zip(
+        record["parts"],
+        record["kinds"],
+        record["versions"],
+        record["digests"],
+        strict=True,
+    )
+    updates = []
+    for part, kind, version, digest in listed:
+        state = PartState(count(version), of_type(digest, str))
+        update = Update(
+            part=part,
+            kind=one_of(kind, (DELTA, VALUE)),
+            state=state,
+            encoded=encoded[step(part, state)],
         )
-    return Request(sync, tuple(map(str, run["labels"])), plan)
+        updates.append(update)
+    return updates
+
+
+def _read_plan(record: Any) -> RoundPlan:
+    return RoundPlan(
+        round=of_type(record["round"], int),
+        local_blocks=tuple(map(int, record["local-blocks"])),
+        trained_blocks=tuple(map(int, record["trained-blocks"])),
+        embeddings=of_type(record["embeddings"], bool),
+        adapters=of_type(record["adapters"], bool),
+    )
 
 
 def reply_message(reply: Reply, message: Message) -> Message:
     """Answer `message`; the reply states its own serialised size, and the request's."""
-    arrays, headers = encoded_records(reply.deltas or {})
+    deltas = reply.deltas or {}
+    content = _reply_content(reply, deltas)
     costs = replace(
         reply.costs,
         downlink_payload_bytes=payload_bytes(message.content),
         downlink_serialised_bytes=serialised_bytes(message),
-        uplink_payload_bytes=sum(encoded.nbytes for encoded in (reply.deltas or {}).values()),
+        uplink_payload_bytes=sum(encoded.nbytes for encoded in deltas.values()),
     )
-    content = RecordDict(
+
+    def with_costs(measured: ClientCosts) -> Message:
+        # as floats, whose encoding has one size: stating the size does not change it
+        numbers: dict[str, Any] = {name: float(value) for name, value in asdict(measured).items()}
+        content["costs"] = MetricRecord(numbers)
+        return Message(content, reply_to=message)
+
+    size = serialised_bytes(with_costs(costs))
+    return with_costs(replace(costs, uplink_serialised_bytes=size))
+
+
+def _reply_content(reply: Reply, deltas: Mapping[str, Encoded]) -> RecordDict:
+    arrays, headers = encoded_records(deltas)
+    return RecordDict(
         {
             "reply": ConfigRecord({"status": reply.status, "error": reply.error}),
             "held": states_record(reply.held or {}),
@@ -183,15 +222,6 @@ def reply_message(reply: Reply, message: Message) -> Message:
             "parts": arrays,
         }
     )
-
-    def with_costs(measured: ClientCosts) -> Message:
-        # as floats, whose encoding has one size: stating the size does not change it
-        content["costs"] = MetricRecord(
-            {name: float(value) for name, value in asdict(measured).items()}
-        )
-        return Message(content, reply_to=message)
-
-    return with_costs(replace(costs, uplink_serialised_bytes=serialised_bytes(with_costs(costs))))
 
 
 def read_reply(message: Message) -> Reply:
@@ -207,38 +237,43 @@ def read_reply(message: Message) -> Reply:
 
 
 def _read_reply(content: Any) -> Reply:
-    kinds: dict[str, Any] = {spec.name: spec.type for spec in fields(ClientCosts)}  # int or float
-    costs = content["costs"]
-    for name in kinds:
-        if not 0 <= costs[name] <= LARGEST_COST:  # NaN is neither
-            raise ValueError(f"cost {name} is not a number of zero or more")
+    costs = _read_costs(content["costs"])
+    metrics = {metric(name): float(value) for name, value in content["metrics"].items()}
     return Reply(
         status=one_of(content["reply"]["status"], (OK, LACKING, FAILED)),
         error=one_line(content["reply"]["error"]),
         held=read_states(content["held"]),
         examples=count(content["counts"]["num-examples"]),
-        metrics={metric(name): float(value) for name, value in content["metrics"].items()},
-        costs=ClientCosts(**{name: kind(costs[name]) for name, kind in kinds.items()}),
+        metrics=metrics,
+        costs=costs,
         deltas=read_encoded(content["parts"], content["headers"]),
     )
 
 
+def _read_costs(record: Any) -> ClientCosts:
+    costs: dict[str, Any] = {}
+    for spec in fields(ClientCosts):
+        value = record[spec.name]
+        if not 0 <= value <= LARGEST_COST:  # NaN is neither
+            raise ValueError(f"cost {spec.name} is not a number of zero or more")
+        kind: Any = spec.type  # int or float: all travel as floats
+        costs[spec.name] = kind(value)
+    return ClientCosts(**costs)
+
+
 def capabilities_message(capabilities: Capabilities, message: Message) -> Message:
     """Answer a query."""
-    plain = {
-        name: value
-        for name, value in asdict(capabilities).items()
-        if name not in ("label_counts", "held")
+    plain = asdict(capabilities)
+    for name in STRUCTURED:
+        del plain[name]
+    labels: dict[str, Any] = {
+        "names": list(capabilities.label_counts),
+        "counts": list(capabilities.label_counts.values()),
     }
     content = RecordDict(
         {
             "capabilities": ConfigRecord(plain),
-            "labels": ConfigRecord(
-                {
-                    "names": list(capabilities.label_counts),
-                    "counts": list(capabilities.label_counts.values()),
-                }
-            ),
+            "labels": ConfigRecord(labels),
             "held": states_record(capabilities.held),
             "reply": ConfigRecord({"status": OK, "error": ""}),
         }
@@ -259,39 +294,44 @@ def read_capabilities(message: Message) -> Capabilities:
 
 def _read_capabilities(content: Any) -> Capabilities:
     if one_of(content["reply"]["status"], (OK, FAILED)) == FAILED:
-        raise FedBTError(one_line(content["reply"]["error"]) or "the client gives no reason")
-    plain, labels = content["capabilities"], content["labels"]
-    wanted = {
-        spec.name: spec.type
-        for spec in fields(Capabilities)
-        if spec.name not in ("label_counts", "held")
-    }
-    values: dict[str, Any] = {name: of_type(plain[name], kind) for name, kind in wanted.items()}  # type: ignore[arg-type]
+        reason = one_line(content["reply"]["error"])
+        raise FedBTError(reason or "the client gives no reason")
+    plain = content["capabilities"]
+    values: dict[str, Any] = {}
+    for spec in fields(Capabilities):
+        if spec.name not in STRUCTURED:
+            kind: Any = spec.type
+            values[spec.name] = of_type(plain[spec.name], kind)
     for name in ("examples", "heldout", "local_depth"):
         count(values[name])
-    values |= {name: one_line(values[name]) for name in ("name", "base", "device")}
-    names, counts = labels["names"], labels["counts"]
-    if len(names) > MOST_LABELS or any(
-        one_line(name) != name or len(name) > LONGEST_LABEL for name in names
-    ):
-        raise FedBTError(
-            f"it has more than {MOST_LABELS} labels, or one that is no name: check its label-column"
-        )
+    for name in ("name", "base", "device"):
+        values[name] = one_line(values[name])
     return Capabilities(
         **values,
-        label_counts={name: count(number) for name, number in zip(names, counts, strict=True)},
+        label_counts=_read_label_counts(content["labels"]),
         held=read_states(content["held"]),
     )
 
 
+def _read_label_counts(record: Any) -> dict[str, int]:
+    names = record["names"]
+    foreign = [name for name in names if one_line(name) != name or len(name) > LONGEST_LABEL]
+    if len(names) > MOST_LABELS or foreign:
+        raise FedBTError(
+            f"it has more than {MOST_LABELS} labels, or one that is no name: check its label-column"
+        )
+    counts = map(count, record["counts"])
+    return dict(zip(names, counts, strict=True))
+
+
 def payload_bytes(content: RecordDict) -> int:
     """Return the bytes of tensor data in a message, without names, headers or framing."""
-    return sum(viewed(array).nbytes for array in content.array_records.get("parts", {}).values())
+    arrays: Mapping[str, Any] = content.array_records.get("parts", {})
+    return sum(viewed(array).nbytes for array in arrays.values())
 
 
 def _refuse_errors(message: Message) -> None:
     """Raise for an answer that Flower made because the node gave none."""
     if message.has_error():
-        raise FedBTError(
-            f"no answer from the node ({one_line(message.error.reason or 'reason unknown')})"
-        )
+        reason = one_line(message.error.reason or "reason unknown")
+        raise FedBTError(f"no answer from the node ({reason})")
