@@ -96,15 +96,10 @@ class Client:
             return Reply(LACKING, held=held)
         local = build(weights, plan, self.device, self._bfloat16)
         rows = self._rows(plan.round)
+        collator = self._collator(request)
+        settings = self._settings(plan.round)
         with self._prefix_cache(rows, pool.folder / "prefix") as cache:
-            result = train.run(
-                local,
-                rows,
-                collator=self._collator(request),
-                settings=self._settings(plan.round),
-                meter=meter,
-                cache=cache,
-            )
+            result = train.run(local, rows, collator, settings, meter, cache)
         return Reply(
             held=held,
             examples=result.examples,
@@ -130,7 +125,12 @@ class Client:
             size = min(config.micro_batch_size or config.batch_size, EVALUATION_BATCH)
             metrics = train.evaluate(local, rows, self._collator(request), size)
         costs = ClientCosts(seconds=watch.seconds, peak_memory_bytes=watch.peak_memory_bytes)
-        return Reply(held=held, examples=len(rows), metrics=metrics, costs=costs)
+        return Reply(
+            held=held,
+            examples=len(rows),
+            metrics=metrics,
+            costs=costs,
+        )
 
     @property
     def _bfloat16(self) -> bool:
@@ -160,7 +160,8 @@ class Client:
         versions = self.config.fixed_versions
         if not versions:
             return rows
-        return self.task.fixed(rows, self._reading(), (*self._seed, number % versions))
+        seed = (*self._seed, number % versions)
+        return self.task.fixed(rows, self._reading(), seed)
 
     def _prefix_cache(
         self, rows: Sequence[Mapping[str, Any]], folder: Path
@@ -284,11 +285,16 @@ def _treated(
 
 
 def _check_finite(part: str, deltas: Tensors) -> None:
-    if not all(bool(delta.isfinite().all()) for delta in deltas.values()):
-        raise FedBTError(f"training diverged, {part} is not finite: lower learning-rate")
+    for delta in deltas.values():
+        if not delta.isfinite().all():
+            raise FedBTError(f"training diverged, {part} is not finite: lower learning-rate")
 
 
-def synchronise(pool: ParameterPool, weights: Weights, request: Request) -> dict[str, PartState]:
+def synchronise(
+    pool: ParameterPool,
+    weights: Weights,
+    request: Request,
+) -> dict[str, PartState]:
     """Apply the server's updates to the pool and return what it then holds.
 
     An update that does not give the digest it promises is not stored: the reply then says what is

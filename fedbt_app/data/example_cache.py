@@ -70,7 +70,11 @@ def _dataset(columns: Columns) -> "Dataset":
     return Dataset(pyarrow.table(arrays))
 
 
-def _save(folder: Path, splits: Mapping[str, Columns], counts: Mapping[str, int]) -> None:
+def _save(
+    folder: Path,
+    splits: Mapping[str, Columns],
+    counts: Mapping[str, int],
+) -> None:
     import datasets
 
     datasets.disable_progress_bars()

@@ -66,7 +66,10 @@ class ClientData:
 
 
 def client_data(
-    config: RunConfig, tokenizer: Tokenizer, tokenizer_id: str, partition: tuple[int, int] | None
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    tokenizer_id: str,
+    partition: tuple[int, int] | None,
 ) -> ClientData:
     """Return the examples of one client, from the cache where they were made before.
 
@@ -108,7 +111,11 @@ def client_data(
     return ClientData(splits["train"], splits["heldout"], counts)
 
 
-def test_data(config: RunConfig, tokenizer: Tokenizer, tokenizer_id: str) -> "Dataset":
+def test_data(
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    tokenizer_id: str,
+) -> "Dataset":
     """Return the central test set's examples: of `test`, else `validation`, else part of `train`.
 
     Parameters are those of `client_data`. Rows carved off `train` are the same on every machine,
@@ -211,7 +218,11 @@ def _rng(seed: int, use: str) -> np.random.Generator:
     return np.random.default_rng([seed, *use.encode()])
 
 
-def _carve(columns: Columns, fraction: float, rng: np.random.Generator) -> tuple[Columns, Columns]:
+def _carve(
+    columns: Columns,
+    fraction: float,
+    rng: np.random.Generator,
+) -> tuple[Columns, Columns]:
     """Return (carved, rest): at least one row each where `fraction` > 0 and there are two rows."""
     rows = length(columns)
     size = 0
@@ -236,10 +247,15 @@ def _take(columns: Columns, at_most: int, rng: np.random.Generator) -> Columns:
 
 
 def _tokenise(
-    config: RunConfig, tokenizer: "PreTrainedTokenizerFast", splits: Mapping[str, Columns]
+    config: RunConfig,
+    tokenizer: "PreTrainedTokenizerFast",
+    splits: Mapping[str, Columns],
 ) -> dict[str, Columns]:
     task = TASKS[config.task]
-    return {name: task.tokenise(config, tokenizer, rows) for name, rows in splits.items()}
+    tokenised = {}
+    for name, rows in splits.items():
+        tokenised[name] = task.tokenise(config, tokenizer, rows)
+    return tokenised
 
 
 def _checked_labels(config: RunConfig, counts: dict[str, int]) -> dict[str, int]:

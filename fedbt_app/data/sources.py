@@ -81,8 +81,9 @@ def local_files(dataset: str) -> dict[str, Path] | None:
         return {"train": path}
     if path.is_dir():
         return _split_files(path, dataset)
-    looks_local = dataset.startswith((os.sep, ".", "~")) or _bare(path).endswith(ENDINGS)
-    if looks_local:
+    begins_as_path = dataset.startswith((os.sep, ".", "~"))
+    ends_as_file = _bare(path).endswith(ENDINGS)
+    if begins_as_path or ends_as_file:
         raise FedBTError(
             f"no such file: dataset={dataset}; give the path of a file or folder that exists"
         )
@@ -203,7 +204,10 @@ def _columns(rows: Iterable[Mapping[str, Any]]) -> Columns:
     names: dict[str, None] = {}  # a set in order of appearance
     for row in rows:
         names |= dict.fromkeys(row)
-    return {name: [row.get(name) for row in rows] for name in names}
+    columns = {}
+    for name in names:
+        columns[name] = [row.get(name) for row in rows]
+    return columns
 
 
 def _named(columns: Columns, features: Mapping[str, Any]) -> Columns:
@@ -244,8 +248,11 @@ def identity(config: RunConfig) -> list[Any]:
 
 def select(columns: Columns, rows: Iterable[Any]) -> Columns:
     """Return the rows of these numbers, in that order."""
-    chosen = [int(row) for row in rows]
-    return {name: [values[row] for row in chosen] for name, values in columns.items()}
+    numbers = [int(row) for row in rows]
+    chosen = {}
+    for name, values in columns.items():
+        chosen[name] = [values[number] for number in numbers]
+    return chosen
 
 
 def length(columns: Mapping[str, Sequence[Any]]) -> int:

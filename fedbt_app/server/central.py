@@ -26,7 +26,8 @@ class CentralTest:
     """
 
     def __init__(self, config: RunConfig, checkpoint: Checkpoint) -> None:
-        self._config, self._checkpoint = config, checkpoint
+        self._config = config
+        self._checkpoint = checkpoint
         self._task = TASKS[config.task]
         self._device = pick_device(config.device)
         self.rows: list[dict[str, Any]] = []
@@ -38,10 +39,10 @@ class CentralTest:
 
     @property
     def majority(self) -> float | None:
-        """The score of always answering the most frequent label; None where there is no
-        such thing.
-        """
-        return self._task.majority(self.label_counts) if self.rows else None
+        """The score of always answering the most frequent label; None where there is none."""
+        if not self.rows:
+            return None
+        return self._task.majority(self.label_counts)
 
     def evaluate(self, weights: Weights) -> dict[str, float]:
         """Return the metrics of the global model; none without a test set."""
@@ -50,12 +51,12 @@ class CentralTest:
         plan = untrained_plan(self._checkpoint.architecture.depth)
         bfloat16 = use_bfloat16(self._config.precision, self._device)
         local = build(weights, plan, self._device, bfloat16)
-        return train.evaluate(
-            local, self.rows, self._collator(weights.spec.labels), train.EVALUATION_BATCH
-        )
+        collator = self._collator(weights.spec.labels)
+        return train.evaluate(local, self.rows, collator, train.EVALUATION_BATCH)
 
     def _collator(self, labels: tuple[str, ...]) -> Collator:
-        return Collator(self._task, Reading(self._tokens, labels, self._config.mask_probability))
+        reading = Reading(self._tokens, labels, self._config.mask_probability)
+        return Collator(self._task, reading)
 
     @cached_property
     def _tokens(self) -> Any:

@@ -22,7 +22,13 @@ class Exchange:
     asking cannot hold up the round.
     """
 
-    def __init__(self, grid: Grid, message_type: str, group: str, timeout: float) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        message_type: str,
+        group: str,
+        timeout: float,
+    ) -> None:
         self._grid = grid
         self._type = message_type
         self._group = group

@@ -95,7 +95,9 @@ class Capabilities:
 def request_record(request: Request) -> RecordDict:
     """Put a request into Flower records."""
     sync = request.sync
-    encoded = {step(update.part, update.state): update.encoded for update in sync.updates}
+    encoded = {}
+    for update in sync.updates:
+        encoded[step(update.part, update.state)] = update.encoded
     arrays, headers = encoded_records(encoded)
     run: dict[str, Any] = {
         "lineage": sync.lineage,
@@ -202,8 +204,10 @@ def reply_message(reply: Reply, message: Message) -> Message:
 
     def with_costs(measured: ClientCosts) -> Message:
         # as floats, whose encoding has one size: stating the size does not change it
-        numbers: dict[str, Any] = {name: float(value) for name, value in asdict(measured).items()}
-        content["costs"] = MetricRecord(numbers)
+        record = MetricRecord()
+        for name, value in asdict(measured).items():
+            record[name] = float(value)
+        content["costs"] = record
         return Message(content, reply_to=message)
 
     size = serialised_bytes(with_costs(costs))
@@ -238,10 +242,13 @@ def read_reply(message: Message) -> Reply:
 
 def _read_reply(content: Any) -> Reply:
     costs = _read_costs(content["costs"])
-    metrics = {metric(name): float(value) for name, value in content["metrics"].items()}
+    metrics = {}
+    for name, value in content["metrics"].items():
+        metrics[metric(name)] = float(value)
+    answer = content["reply"]
     return Reply(
-        status=one_of(content["reply"]["status"], (OK, LACKING, FAILED)),
-        error=one_line(content["reply"]["error"]),
+        status=one_of(answer["status"], (OK, LACKING, FAILED)),
+        error=one_line(answer["error"]),
         held=read_states(content["held"]),
         examples=count(content["counts"]["num-examples"]),
         metrics=metrics,
@@ -315,8 +322,8 @@ def _read_capabilities(content: Any) -> Capabilities:
 
 def _read_label_counts(record: Any) -> dict[str, int]:
     names = record["names"]
-    foreign = [name for name in names if one_line(name) != name or len(name) > LONGEST_LABEL]
-    if len(names) > MOST_LABELS or foreign:
+    named = all(one_line(name) == name and len(name) <= LONGEST_LABEL for name in names)
+    if len(names) > MOST_LABELS or not named:
         raise FedBTError(
             f"it has more than {MOST_LABELS} labels, or one that is no name: check its label-column"
         )

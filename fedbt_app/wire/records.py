@@ -56,7 +56,8 @@ def read_encoded(arrays: Mapping[str, Any], headers: Mapping[str, Any]) -> dict[
         grouped.setdefault(part, {})[key] = viewed(stored)
     encoded = {}
     for part, header in headers.items():
-        encoded[part] = Encoded(grouped.pop(part, {}), of_type(header, str))
+        own = grouped.pop(part, {})
+        encoded[part] = Encoded(own, of_type(header, str))
     for part, alone in grouped.items():
         encoded[part] = Encoded(alone, "")
     return encoded
