@@ -12,8 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fedbt_app.client.pool import ParameterPool
 from fedbt_app.codec.codec import Encoded, decode
 from fedbt_app.codec.feedback import encode_with_feedback
@@ -28,7 +26,7 @@ from fedbt_app.model.checkpoint import Checkpoint, find_model
 from fedbt_app.model.device import pick_device, use_bfloat16
 from fedbt_app.model.local_model import LocalModel, build
 from fedbt_app.model.weights import Weights, model_spec
-from fedbt_app.parts import PartState
+from fedbt_app.parts import BASE, PartState
 from fedbt_app.plan import untrained_plan
 from fedbt_app.privacy import mechanisms
 from fedbt_app.privacy.base import Mechanism
@@ -64,7 +62,12 @@ class Client:
     @cached_property
     def _data(self) -> examples.ClientData:
         base = self.checkpoint
-        return examples.client_data(self.config, base.tokenizer, base.tokenizer_id, self._partition)
+        return examples.client_data(
+            self.config,
+            tokenizer=base.tokenizer,
+            tokenizer_id=base.tokenizer_id,
+            partition=self._partition,
+        )
 
     def capabilities(self, request: Request) -> Capabilities:
         """Say what this site has and can: names and counts only."""
@@ -84,25 +87,25 @@ class Client:
         )
 
     def train(self, request: Request) -> Reply:
-        """Bring the pool up to date, train the plan's blocks on the local rows, return their
-        deltas.
-        """
-        if request.plan is None:
+        """Bring the pool up to date, train the plan's blocks on local rows, return their deltas."""
+        plan = request.plan
+        if plan is None:
             raise FedBTError(
                 "the server asked for training without a plan: update FedBT on both sides"
             )
-        watch, meter = Stopwatch(self.device), FlopMeter()
+        watch = Stopwatch(self.device)
+        meter = FlopMeter()
         pool = self._pool(request)
-        weights = Weights(self.checkpoint, pool.tensors, model_spec(self.config, request.labels))
+        weights = self._weights(pool, request)
         held = synchronise(pool, weights, request)
         if held != request.sync.expected:
             return Reply(LACKING, held=held)
-        local = build(weights, request.plan, self.device, self._bfloat16)
-        rows, collator = self._rows(request.plan.round), self._collator(request)
+        local = build(weights, plan, self.device, self._bfloat16)
+        rows = self._rows(plan.round)
+        collator = self._collator(request)
+        settings = self._settings(plan.round)
         with self._prefix_cache(rows, pool.folder / "prefix") as cache:
-            result = train.run(
-                local, rows, collator, self._settings(request.plan.round), meter, cache
-            )
+            result = train.run(local, rows, collator, settings, meter, cache)
         return Reply(
             held=held,
             examples=result.examples,
@@ -113,9 +116,10 @@ class Client:
 
     def evaluate(self, request: Request) -> Reply:
         """Bring the pool up to date and evaluate the whole global model on the held-out rows."""
-        config, watch = self.config, Stopwatch(self.device)
+        config = self.config
+        watch = Stopwatch(self.device)
         pool = self._pool(request)
-        weights = Weights(self.checkpoint, pool.tensors, model_spec(config, request.labels))
+        weights = self._weights(pool, request)
         held = synchronise(pool, weights, request)
         if held != request.sync.expected:
             return Reply(LACKING, held=held)
@@ -138,49 +142,52 @@ class Client:
         """The run's seed and what tells this client from others."""
         return self.config.seed, zlib.crc32(self.name.encode())
 
-    def _settings(self, round_: int) -> TrainSettings:
+    def _settings(self, number: int) -> TrainSettings:
         config = self.config
         return TrainSettings(
             epochs=config.local_epochs,
             batch_size=config.batch_size,
-            learning_rate=config.learning_rate_in(round_),
+            learning_rate=config.learning_rate_in(number),
             weight_decay=config.weight_decay,
             tokens_per_batch=config.tokens_per_batch,
             micro_batch_size=config.micro_batch_size,
             checkpointing=config.checkpointing,
-            seed=(*self._seed, round_),
+            seed=(*self._seed, number),
         )
 
-    def _rows(self, round_: int) -> Sequence[Mapping[str, Any]]:
-        """Return the training rows, in the version that is this round's turn where there are fixed
-        ones.
-        """
+    def _rows(self, number: int) -> Sequence[Mapping[str, Any]]:
+        """Return the training rows; of fixed versions, the one whose turn a round is."""
         rows: list[dict[str, Any]] = self._data.train.to_list()
         versions = self.config.fixed_versions
         if not versions:
             return rows
-        return self.task.fixed(rows, self._reading(), (*self._seed, round_ % versions))
+        seed = (*self._seed, number % versions)
+        return self.task.fixed(rows, self._reading(), seed)
 
     def _prefix_cache(
         self, rows: Sequence[Mapping[str, Any]], folder: Path
     ) -> AbstractContextManager[Any]:
-        """Open the cache for the blocks that no round of this run trains; rows masked anew each
-        time have none.
-        """
-        config, architecture = self.config, self.checkpoint.architecture
+        """Open the cache for the blocks that no round trains; rows masked anew have none."""
+        config = self.config
+        architecture = self.checkpoint.architecture
         if not config.fixed_versions:
             return nullcontext()
+        plan = config.plan(architecture.depth)
         frozen = FrozenBlocks(
             base=f"{self.checkpoint.file_id} bf16={self._bfloat16}",
-            depth=config.plan(architecture.depth).frozen_prefix(config.local_depth),
+            depth=plan.frozen_prefix(config.local_depth),
             hidden=architecture.hidden,
         )
-        # each has a cache of its own
+        # each version has a cache of its own
         budget = int(config.prefix_cache_gb * 1e9) // config.fixed_versions
         return PrefixCache.open(folder, frozen, rows, budget) or nullcontext()
 
     def _pool(self, request: Request) -> ParameterPool:
         return ParameterPool(self.config.pool_folder, request.sync.lineage, self.name)
+
+    def _weights(self, pool: ParameterPool, request: Request) -> Weights:
+        spec = model_spec(self.config, request.labels)
+        return Weights(self.checkpoint, pool.tensors, spec)
 
     @cached_property
     def _tokens(self) -> SpecialTokens:
@@ -193,18 +200,19 @@ class Client:
         return Collator(self.task, self._reading(request.labels))
 
     def _encoded(
-        self, local: LocalModel, weights: Weights, pool: ParameterPool
+        self,
+        local: LocalModel,
+        weights: Weights,
+        pool: ParameterPool,
     ) -> dict[str, Encoded]:
-        """Encode the deltas of what was trained, part by part; what the codec drops is kept for the
-        next time.
-        """
+        """Encode the trained deltas, part by part; what the codec drops is kept for next time."""
         treated = _treated(local.deltas(weights), mechanisms(self.config))
         encoded = {}
         for part, deltas in treated:
             _check_finite(part, deltas)
-            encoded[part], _, dropped = encode_with_feedback(
-                deltas, pool.residual(part), self.config.codec
-            )
+            residual = pool.residual(part)
+            sent, _, dropped = encode_with_feedback(deltas, residual, self.config.codec)
+            encoded[part] = sent
             pool.store_residual(part, dropped)
         return encoded
 
@@ -216,44 +224,53 @@ class Client:
         watch: Stopwatch,
         cache: PrefixCache | None,
     ) -> ClientCosts:
-        fused = self.device.type == "cuda" or not self.config.dropout
-        model = CostModel(self.checkpoint.architecture, self.task, len(request.labels), fused=fused)
-        shapes = [
-            StepShape(batch, length, positions) for batch, length, positions, _ in result.shapes
-        ]
-        saved = (
-            sum(model.prefix_flops(cache.depth, *shape) for shape in result.cached) if cache else 0
+        model = CostModel(
+            self.checkpoint.architecture,
+            task=self.task,
+            num_labels=len(request.labels),
+            fused=self.device.type == "cuda" or not self.config.dropout,
         )
+        stock = 0
+        same = 0
+        for batch, length, positions, _ in result.shapes:
+            stock += model.stock_step_flops(batch, self.config.max_length)
+            same += model.full_step_flops(StepShape(batch, length, positions))
+        saved = 0
+        cache_bytes = 0
+        if cache:
+            cache_bytes = cache.nbytes
+            for batch, length in result.cached:
+                saved += model.prefix_flops(cache.depth, batch, length)
         return ClientCosts(
             train_flops=meter.total,
-            stock_flops=sum(
-                model.stock_step_flops(shape.batch, self.config.max_length) for shape in shapes
-            ),
-            same_flops=sum(model.full_step_flops(shape) for shape in shapes),
+            stock_flops=stock,
+            same_flops=same,
             seconds=watch.seconds,
             peak_memory_bytes=watch.peak_memory_bytes,
-            prefix_cache_bytes=cache.nbytes if cache else 0,
+            prefix_cache_bytes=cache_bytes,
             saved_flops=saved,
         )
 
 
 def _partition(node_config: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return which part of how many a simulated client has; None for a site with data of
-    its own.
-    """
+    """Return which part of how many a simulated client has; None for a site with its own data."""
     if "data-path" in node_config:
         return None
-    partition, of = node_config.get("partition-id"), node_config.get("num-partitions")
-    if not isinstance(partition, int) or not isinstance(of, int):
+    partition = node_config.get("partition-id")
+    partitions = node_config.get("num-partitions")
+    if not isinstance(partition, int) or not isinstance(partitions, int):
         raise FedBTError(
             "the node has neither data-path nor partition-id and num-partitions: set data-path"
         )
-    return partition, of
+    return partition, partitions
 
 
 def _name(node_config: Mapping[str, Any]) -> str:
+    name = "client"
     partition = node_config.get("partition-id")
-    return str(node_config.get("name", "client" if partition is None else f"client-{partition}"))
+    if partition is not None:
+        name = f"client-{partition}"
+    return str(node_config.get("name", name))
 
 
 def _treated(
@@ -269,33 +286,45 @@ def _treated(
 
 
 def _check_finite(part: str, deltas: Tensors) -> None:
-    if not all(bool(delta.isfinite().all()) for delta in deltas.values()):
-        raise FedBTError(f"training diverged, {part} is not finite: lower learning-rate")
+    for delta in deltas.values():
+        if not delta.isfinite().all():
+            raise FedBTError(f"training diverged, {part} is not finite: lower learning-rate")
 
 
-def synchronise(pool: ParameterPool, weights: Weights, request: Request) -> dict[str, PartState]:
+def synchronise(
+    pool: ParameterPool,
+    weights: Weights,
+    request: Request,
+) -> dict[str, PartState]:
     """Apply the server's updates to the pool and return what it then holds.
 
     An update that does not give the digest it promises is not stored: the reply then says what is
     lacking and the server sends the part whole.
     """
     for update in request.sync.updates:
-        if (
-            update.kind == DELTA
-            and weights.lacking(update.part).keys() - pool.tensors(update.part).keys()
-        ):
-            continue  # a delta to tensors that this pool has lost
+        if update.kind == DELTA and _has_lost(pool, weights, update.part):
+            continue
         tensors = _updated(weights, update)
         if digest(tensors) == update.state.digest:
             pool.store(update.part, update.state.version, tensors)
-    held, expected = pool.states(), request.sync.expected
+    held = pool.states()
+    expected = request.sync.expected
     for part in held.keys() - expected.keys():
         pool.drop(part)  # of a round that a server resumed from an earlier one does not know
     return {part: held[part] for part in expected if part in held}
 
 
-def _updated(weights: Weights, update: Update) -> dict[str, torch.Tensor]:
-    shapes = weights.shapes(update.part) if update.state.version else weights.lacking(update.part)
+def _has_lost(pool: ParameterPool, weights: Weights, part: str) -> bool:
+    """Say whether the pool lacks tensors that the base does not hold either: no delta fits them."""
+    only_in_pool = weights.lacking(part).keys()
+    return bool(only_in_pool - pool.tensors(part).keys())
+
+
+def _updated(weights: Weights, update: Update) -> Tensors:
+    if update.state.version == BASE:  # what the server made of what the base lacks
+        shapes = weights.lacking(update.part)
+    else:
+        shapes = weights.shapes(update.part)
     sent = decode(update.encoded.arrays, update.encoded.header, shapes)
     if update.kind != DELTA:
         return sent

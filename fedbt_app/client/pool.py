@@ -39,14 +39,15 @@ class ParameterPool:
         """Return every part held whole, reading each to verify its digest."""
         held = {}
         for path in sorted(self.folder.glob("*.safetensors")):
-            if (read := read_tensors(path)) is not None:
-                held[path.stem] = read[0]
+            read = read_tensors(path)
+            if read is not None:
+                state, _ = read
+                held[path.stem] = state
         return held
 
     def tensors(self, part: str) -> Tensors:
         """Return the pool's tensors of `part`; none when it holds only what the base does."""
-        read = read_tensors(self._path(part))
-        return read[1] if read else {}
+        return _tensors_in(self._path(part))
 
     def store(self, part: str, version: int, tensors: Tensors) -> PartState:
         """Write `part` whole, or not at all."""
@@ -58,28 +59,29 @@ class ParameterPool:
         self._path(part).unlink(missing_ok=True)
 
     def residual(self, part: str) -> Tensors:
-        """Return what this client's encodings of `part` have dropped so far; nothing when that is
-        lost.
+        """Return what this client's encodings of `part` dropped so far; nothing when that is lost.
 
         So far is before the version held now: a round that is done again, because its deltas did
         not come to count, encodes the same as the first time.
         """
         earlier = self._residuals_before(part, self._version(part))
-        read = read_tensors(earlier[-1]) if earlier else None
-        return read[1] if read else {}
+        if not earlier:
+            return {}
+        return _tensors_in(earlier[-1])
 
     def store_residual(self, part: str, tensors: Tensors) -> None:
-        """Keep what the encoding of a delta to the held version of `part` dropped, for the versions
-        to come.
-        """
-        if tensors:
-            version = self._version(part)
-            path = self._residual(part, version)
-            with _writing(self.folder):
-                path.parent.mkdir(exist_ok=True)
-                write_tensors(path, version, tensors)
-                for outdated in self._residuals_before(part, version)[:-1]:
-                    outdated.unlink()
+        """Keep what encoding a delta to the held version of `part` dropped, for later versions."""
+        if not tensors:
+            return
+        version = self._version(part)
+        path = self._residual(part, version)
+        with _writing(self.folder):
+            path.parent.mkdir(exist_ok=True)
+            write_tensors(path, version, tensors)
+            # the last one before this stays: this round may be done again
+            outdated = self._residuals_before(part, version)[:-1]
+            for residual in outdated:
+                residual.unlink()
 
     def _residual(self, part: str, version: int) -> Path:
         return self.folder / "residuals" / f"{part}@{version:06}.safetensors"
@@ -99,6 +101,14 @@ class ParameterPool:
         return self.folder / f"{part}.safetensors"
 
 
+def _tensors_in(path: Path) -> Tensors:
+    read = read_tensors(path)
+    if read is None:
+        return {}
+    _, tensors = read
+    return tensors
+
+
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     try:
@@ -107,18 +117,14 @@ def _writing(folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FedBTError(
-            f"the pool {folder} cannot be written ({reason}): free some space, or set pool-dir to a folder that can be "
-            "written"
+            f"the pool {folder} cannot be written ({reason}): "
+            "free some space, or set pool-dir to a folder that can be written"
         ) from None
 
 
 def _drop_old_runs(root: Path) -> None:
-    """Keep the pools of the runs used last: an older run that comes back is simply sent its parts
-    again.
-    """
-    runs = sorted(
-        (path for path in root.iterdir() if _LINEAGE.fullmatch(path.name)),
-        key=lambda path: path.stat().st_mtime,
-    )
+    """Keep the pools of the runs used last: an older run that comes back is sent all again."""
+    runs = [path for path in root.iterdir() if _LINEAGE.fullmatch(path.name)]
+    runs.sort(key=lambda path: path.stat().st_mtime)
     for path in runs[:-RUNS_KEPT]:
         shutil.rmtree(path, ignore_errors=True)

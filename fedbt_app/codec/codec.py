@@ -91,11 +91,12 @@ def encode(tensors: Mapping[str, torch.Tensor], codec: str) -> Encoded:
         _encode_into(own_values, own_codes, name, tensor, bits)
     if bits != 32:
         values = values.view(torch.uint16)  # numpy has no bfloat16
-    arrays = {}
-    for name, array in (("values", values.numpy()), ("codes", codes.numpy())):
-        if array.size:
-            arrays[name] = _compress(array) if zstd else array
-    header = json.dumps(_header_fields(codec, list(tensors)), separators=(",", ":"))
+    arrays = {"values": values.numpy(), "codes": codes.numpy()}
+    arrays = {name: array for name, array in arrays.items() if array.size}
+    if zstd:
+        arrays = {name: _compress(array) for name, array in arrays.items()}
+    fields = _header_fields(codec, list(tensors))
+    header = json.dumps(fields, separators=(",", ":"))
     return Encoded(arrays, header)
 
 
@@ -221,7 +222,12 @@ def _passes(size: int, bits: int) -> Iterator[_Pass]:
             )
 
 
-def _quantise(flat: torch.Tensor, bits: int, steps: torch.Tensor, codes: torch.Tensor) -> None:
+def _quantise(
+    flat: torch.Tensor,
+    bits: int,
+    steps: torch.Tensor,
+    codes: torch.Tensor,
+) -> None:
     """Fill `steps` and `codes`, rounding every element to the nearest level of its block.
 
     The step spreads the levels over plus and minus the block's largest magnitude, which keeps every
@@ -273,7 +279,12 @@ def _packed(codes: torch.Tensor, bits: int) -> torch.Tensor:
     return packed
 
 
-def _restore(steps: torch.Tensor, codes: torch.Tensor, bits: int, out: torch.Tensor) -> None:
+def _restore(
+    steps: torch.Tensor,
+    codes: torch.Tensor,
+    bits: int,
+    out: torch.Tensor,
+) -> None:
     """Undo `_quantise` by looking up what the 8 / bits elements of each byte stand for."""
     shifts = np.arange(0, 8, bits)
     unpacked = (np.arange(256)[:, None] >> shifts) % 2**bits
@@ -281,10 +292,12 @@ def _restore(steps: torch.Tensor, codes: torch.Tensor, bits: int, out: torch.Ten
     table = (unpacked - middle).astype(np.float32)
     packed = codes.numpy()
     for run in _passes(out.numel(), bits):
-        levels = torch.from_numpy(table.take(packed[run.codes], axis=0)).view(-1)
+        looked_up = table.take(packed[run.codes], axis=0)
+        levels = torch.from_numpy(looked_up).view(-1)
         rows = out[run.elements].view(-1, run.width)
         own = levels[: rows.numel()]  # the last byte may hold more than there are elements
-        torch.mul(own.view(-1, run.width), steps[run.blocks, None], out=rows)
+        own_steps = steps[run.blocks, None]
+        torch.mul(own.view(-1, run.width), own_steps, out=rows)
 
 
 def _compress(array: np.ndarray) -> np.ndarray:
@@ -294,11 +307,19 @@ def _compress(array: np.ndarray) -> np.ndarray:
     return np.frombuffer(compressor.compress(planes), dtype=np.uint8)
 
 
-def _receive(name: str, array: Any, length: int, dtype: np.dtype, zstd: bool) -> np.ndarray:
+def _receive(
+    name: str,
+    array: Any,
+    length: int,
+    dtype: np.dtype,
+    zstd: bool,
+) -> np.ndarray:
     """Check one array and return it plain: writable, contiguous, of `length` entries of `dtype`."""
     if not length:
         return np.empty(0, dtype)
-    sent = np.dtype(np.uint8) if zstd else dtype
+    sent = dtype
+    if zstd:
+        sent = np.dtype(np.uint8)
     if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype != sent:
         raise FedBTError(f"array '{name}' is not a one-dimensional array of {sent}")
     if zstd:
@@ -311,7 +332,12 @@ def _receive(name: str, array: Any, length: int, dtype: np.dtype, zstd: bool) ->
     return np.require(array, requirements=["C", "A", "W"])
 
 
-def _decompress(name: str, array: np.ndarray, length: int, dtype: np.dtype) -> np.ndarray:
+def _decompress(
+    name: str,
+    array: np.ndarray,
+    length: int,
+    dtype: np.dtype,
+) -> np.ndarray:
     """Undo `_compress`, once the frame states the size that is asked for."""
     size = length * dtype.itemsize
     frame = array.tobytes()
@@ -329,7 +355,12 @@ def _decompress(name: str, array: np.ndarray, length: int, dtype: np.dtype) -> n
     return planes.T.copy().view(dtype).ravel()
 
 
-def _check_range(name: str, values: torch.Tensor, low: float, high: float) -> None:
+def _check_range(
+    name: str,
+    values: torch.Tensor,
+    low: float,
+    high: float,
+) -> None:
     """Refuse NaN and values outside the range, in one pass and without a copy."""
     if not values.numel():
         return

@@ -6,7 +6,9 @@ from fedbt_app.tensors import Tensors
 
 
 def encode_with_feedback(
-    deltas: Tensors, residual: Tensors, codec: str
+    deltas: Tensors,
+    residual: Tensors,
+    codec: str,
 ) -> tuple[Encoded, Tensors, Tensors]:
     """Encode deltas plus what earlier encodings dropped.
 

@@ -80,7 +80,12 @@ class CostModel:
         """Return the FLOPs of the first `depth` blocks, forward only, at every position."""
         return self._flops.prefix(depth, batch, length)
 
-    def full_shape(self, batch: int, length: int, mask_probability: float) -> StepShape:
+    def full_shape(
+        self,
+        batch: int,
+        length: int,
+        mask_probability: float,
+    ) -> StepShape:
         """Return the shape of a full batch: all sequences of full length."""
         positions = self.task.full_positions(length, mask_probability)
         return StepShape(batch, length, positions)
@@ -150,6 +155,10 @@ class CostModel:
         )
 
 
-def full_model_bytes(architecture: Architecture, head: HeadKind, num_labels: int) -> int:
+def full_model_bytes(
+    architecture: Architecture,
+    head: HeadKind,
+    num_labels: int,
+) -> int:
     """Return the bytes of one exchange of full-model federated averaging, in float32."""
     return BYTES * count(architecture.model(head, num_labels))

@@ -64,7 +64,12 @@ class Counts:
 
 
 @cache
-def _step(counts: Counts, plan: RoundPlan, shape: StepShape, start: int) -> int:
+def _step(
+    counts: Counts,
+    plan: RoundPlan,
+    shape: StepShape,
+    start: int,
+) -> int:
     local = weightless(counts.architecture, counts.spec, plan)
     with FakeTensorMode():
         _put_on_fake_cpu(local.module)
@@ -90,7 +95,12 @@ def _stock_step(counts: Counts, batch: int, length: int) -> int:
 
 
 @cache
-def _prefix(counts: Counts, depth: int, batch: int, length: int) -> int:
+def _prefix(
+    counts: Counts,
+    depth: int,
+    batch: int,
+    length: int,
+) -> int:
     plan = untrained_plan(counts.architecture.depth)
     local = weightless(counts.architecture, counts.spec, plan)
     shape = StepShape(batch, length, positions=1)  # no loss is read: any number does

@@ -117,7 +117,12 @@ class Formulas:
         total += _linear(queries, intermediate, hidden, full, inside)
         return total
 
-    def _attention_backward(self, trained: bool, adapted: bool, gradient_below: bool) -> int:
+    def _attention_backward(
+        self,
+        trained: bool,
+        adapted: bool,
+        gradient_below: bool,
+    ) -> int:
         """Return how many products attention's backward pass takes; it needs something to train."""
         if not trained and not gradient_below:
             return 0
@@ -130,7 +135,8 @@ class Formulas:
     def _head(self, rows: int, embeddings_trained: bool, gradient_below: bool) -> int:
         """The head's matrices are always trained, a tied word decoder only with the embeddings."""
         total = 0
-        for shape in self.architecture.head(self.head, self.num_labels).values():
+        shapes = self.architecture.head(self.head, self.num_labels)
+        for shape in shapes.values():
             if len(shape) == 2:
                 outputs, inputs = shape
                 total += _linear(rows, inputs, outputs, True, gradient_below)
@@ -141,6 +147,12 @@ class Formulas:
         return total
 
 
-def _linear(rows: int, inputs: int, outputs: int, trained: bool, gradient_below: bool) -> int:
+def _linear(
+    rows: int,
+    inputs: int,
+    outputs: int,
+    trained: bool,
+    gradient_below: bool,
+) -> int:
     products = 1 + trained + gradient_below
     return 2 * rows * inputs * outputs * products

@@ -24,7 +24,10 @@ MIN_ROWS = 2  # that every client gets from dirichlet: one to train on, one to h
 
 
 def partition(
-    config: RunConfig, num_rows: int, columns: Columns, num_partitions: int
+    config: RunConfig,
+    num_rows: int,
+    columns: Columns,
+    num_partitions: int,
 ) -> list[Rows]:
     """Split `num_rows` rows over `num_partitions` clients as `config.partitioner` says.
 
@@ -83,7 +86,12 @@ def size_skewed(num_rows: int, weights: Sequence[float], seed: int) -> list[Rows
     return [np.sort(part) for part in np.split(shuffled, cuts)]
 
 
-def dirichlet(labels: Sequence[Any], num_partitions: int, alpha: float, seed: int) -> list[Rows]:
+def dirichlet(
+    labels: Sequence[Any],
+    num_partitions: int,
+    alpha: float,
+    seed: int,
+) -> list[Rows]:
     """Give each client its own mix of labels: each label's shares over them are Dirichlet(alpha).
 
     A small `alpha` puts nearly all rows of a label on one client, a large one comes close to iid.
@@ -118,7 +126,8 @@ def _dirichlet_draw(
     parts: list[list[Rows]] = [[] for _ in range(num_partitions)]
     for rows in classes:
         shares = rng.dirichlet(np.full(num_partitions, alpha))
-        cuts = np.rint(np.cumsum(shares)[:-1] * rows.size).astype(np.int64)
+        ends = np.cumsum(shares) * rows.size
+        cuts = np.rint(ends[:-1]).astype(np.int64)  # the last part takes what is left
         pieces = np.split(rng.permutation(rows), cuts)
         for part, piece in zip(parts, pieces, strict=True):
             part.append(piece)
@@ -157,12 +166,20 @@ def natural(sites: Sequence[Any], num_partitions: int) -> list[Rows]:
 # The same by the run's settings -------------------------------------------------------------------
 
 
-def _iid(config: RunConfig, num_rows: int, columns: Columns, num_partitions: int) -> list[Rows]:
+def _iid(
+    config: RunConfig,
+    num_rows: int,
+    columns: Columns,
+    num_partitions: int,
+) -> list[Rows]:
     return iid(num_rows, num_partitions, config.seed)
 
 
 def _dirichlet(
-    config: RunConfig, num_rows: int, columns: Columns, num_partitions: int
+    config: RunConfig,
+    num_rows: int,
+    columns: Columns,
+    num_partitions: int,
 ) -> list[Rows]:
     labels = TASKS[config.task].skew_by(config, columns)
     if labels is None:
@@ -174,13 +191,21 @@ def _dirichlet(
 
 
 def _size_skewed(
-    config: RunConfig, num_rows: int, columns: Columns, num_partitions: int
+    config: RunConfig,
+    num_rows: int,
+    columns: Columns,
+    num_partitions: int,
 ) -> list[Rows]:
     weights = _weights(config.partition_weights, num_partitions)
     return size_skewed(num_rows, weights, config.seed)
 
 
-def _natural(config: RunConfig, num_rows: int, columns: Columns, num_partitions: int) -> list[Rows]:
+def _natural(
+    config: RunConfig,
+    num_rows: int,
+    columns: Columns,
+    num_partitions: int,
+) -> list[Rows]:
     name = config.partition_column
     if name not in columns:
         raise FedBTError(

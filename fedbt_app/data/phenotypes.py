@@ -84,7 +84,8 @@ def classified_terms() -> dict[str, list[Row]]:
     organ system of at least `MIN_TERMS` such terms.
     """
     splits: dict[str, list[Row]] = {"train": [], "test": []}
-    single = [term for term in _terms(path()) if len(term.systems) == 1]
+    terms = _terms(path())
+    single = [term for term in terms if len(term.systems) == 1]
     sizes = Counter(term.systems[0] for term in single)
     for term in single:
         system = term.systems[0]

@@ -96,7 +96,13 @@ class Architecture:
         for_two = self.head(kind, num_labels=2)
         return {name for name, shape in for_one.items() if shape != for_two[name]}
 
-    def part(self, part: str, kind: HeadKind, num_labels: int, rank: int) -> Shapes:
+    def part(
+        self,
+        part: str,
+        kind: HeadKind,
+        num_labels: int,
+        rank: int,
+    ) -> Shapes:
         """Shapes of one part, by its name; FedBTError when there is none of that name."""
         if part == EMBEDDINGS:
             return self.embeddings()
@@ -121,7 +127,11 @@ class Architecture:
 
 # cached, as every question about shapes ends here and the answer takes making a whole model
 @cache
-def _parts(architecture: Architecture, kind: HeadKind, num_labels: int) -> dict[str, Shapes]:
+def _parts(
+    architecture: Architecture,
+    kind: HeadKind,
+    num_labels: int,
+) -> dict[str, Shapes]:
     """Read the shapes off transformers' model, by part; tensors tied to each other count once."""
     labels = [f"LABEL_{index}" for index in range(max(1, num_labels))]
     encoder = architecture.encoder

@@ -116,7 +116,8 @@ class Encoder(ABC):
                 raise FedBTError(
                     f"{source} has no {key!r} in its config.json: the checkpoint is incomplete"
                 )
-        return Dimensions(**{field: int(config[key]) for field, key in keys.items()})
+        sizes = {field: int(config[key]) for field, key in keys.items()}
+        return Dimensions(**sizes)
 
     # -- transformers' model -----------------------------------------------------------------------
 
@@ -211,7 +212,12 @@ class Encoder(ABC):
             (B, P, H), or (B, T, H) for all.
         """
 
-    def run_head(self, module: Any, head: HeadKind, states: torch.Tensor) -> torch.Tensor:
+    def run_head(
+        self,
+        module: Any,
+        head: HeadKind,
+        states: torch.Tensor,
+    ) -> torch.Tensor:
         """Return the head's outputs (B, P, outputs) for the states (B, P, H) at loss positions."""
         run = {
             HeadKind.MASKED_LM: self.masked_lm,

@@ -85,9 +85,10 @@ def _attention(
 ) -> torch.Tensor:
     """Return what the states `wanted` (B, P, H) gather from all of `hidden` (B, T, H)."""
     attention = layer.attention.self
+    heads = attention.num_attention_heads
 
     def by_head(states: torch.Tensor) -> torch.Tensor:
-        apart: torch.Tensor = states.unflatten(2, (attention.num_attention_heads, -1))
+        apart: torch.Tensor = states.unflatten(2, (heads, -1))
         return apart.transpose(1, 2)
 
     dropout = 0.0

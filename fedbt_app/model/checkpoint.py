@@ -187,7 +187,8 @@ class Checkpoint:
             digest.update(f"{name}={value}".encode())
         model = self.architecture.model(head, num_labels=1)
         # what of the head the base lacks is no part of it: the server makes that
-        made = self.architecture.head(head, num_labels=1).keys() - self._stored.keys()
+        tensors_of_head = self.architecture.head(head, num_labels=1)
+        made = tensors_of_head.keys() - self._stored.keys()
         for name in sorted(model.keys() - made):
             tensor = self.tensor(name)
             digest.update(f"{name}{tuple(tensor.shape)}".encode())

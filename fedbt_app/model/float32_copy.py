@@ -25,7 +25,12 @@ _LOCK = "lock"
 Read = Callable[[str], torch.Tensor]  # by name
 
 
-def float32_copy(folder: Path, identity: str, names: Sequence[str], read: Read) -> Path:
+def float32_copy(
+    folder: Path,
+    identity: str,
+    names: Sequence[str],
+    read: Read,
+) -> Path:
     """Return the file in `folder` of what `read` gives for `names`, in float32; write it if needed.
 
     Parameters
@@ -90,10 +95,14 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def _last_used(path: Path) -> float:
+    return path.stat().st_mtime
+
+
 def _make_room(folder: Path) -> None:
     """Drop all but the copies used last, with room for one more, and what killed writers left."""
     copies = list(folder.glob("*.safetensors"))
-    copies.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    copies.sort(key=_last_used, reverse=True)
     outdated = copies[COPIES_KEPT - 1 :]
     for path in (*outdated, *folder.glob(f"*{PARTIAL}")):
         path.unlink()

@@ -78,7 +78,8 @@ def build(
     for position, index in enumerate(plan.local_blocks):
         # adapters in training stay beside their block; those of other blocks go into it
         block = weights.block(index, merge=index not in adapted)
-        for name, tensor in _own_copy(block, block_part(index), plan).items():
+        block = _own_copy(block, block_part(index), plan)
+        for name, tensor in block.items():
             tensors[encoder.at_block(name, position)] = tensor
     module = _stock(architecture, weights.spec, plan)
     encoder.fill(module, tensors)
@@ -89,12 +90,18 @@ def build(
     return _prepared(module, encoder, weights.spec, plan, device, bfloat16)
 
 
-def weightless(architecture: Architecture, spec: ModelSpec, plan: RoundPlan) -> LocalModel:
+def weightless(
+    architecture: Architecture,
+    spec: ModelSpec,
+    plan: RoundPlan,
+) -> LocalModel:
     """Build the local model of `plan` on the meta device: for shapes and FLOPs, not for numbers."""
+    encoder = architecture.encoder
     module = _stock(architecture, spec, plan)
     if plan.adapters and plan.trained_blocks:
-        _inject_adapters(module, architecture.encoder, spec, plan)
-    return _prepared(module, architecture.encoder, spec, plan, torch.device("meta"), bfloat16=False)
+        _inject_adapters(module, encoder, spec, plan)
+    meta = torch.device("meta")
+    return _prepared(module, encoder, spec, plan, meta, bfloat16=False)
 
 
 def _own_copy(tensors: Tensors, part: str, plan: RoundPlan) -> Tensors:
@@ -115,7 +122,12 @@ def _stock(architecture: Architecture, spec: ModelSpec, plan: RoundPlan) -> Any:
     )
 
 
-def _inject_adapters(module: Any, encoder: Encoder, spec: ModelSpec, plan: RoundPlan) -> None:
+def _inject_adapters(
+    module: Any,
+    encoder: Encoder,
+    spec: ModelSpec,
+    plan: RoundPlan,
+) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
@@ -155,7 +167,11 @@ def _prepared(
     return LocalModel(module, encoder, plan, spec, trained, device, bfloat16)
 
 
-def _mark_trained(module: Any, encoder: Encoder, plan: RoundPlan) -> dict[str, torch.nn.Parameter]:
+def _mark_trained(
+    module: Any,
+    encoder: Encoder,
+    plan: RoundPlan,
+) -> dict[str, torch.nn.Parameter]:
     trained = {}
     for local_name, parameter in module.named_parameters():
         name = local_name.replace(".default.weight", ".weight")  # peft's name for its one adapter

@@ -50,21 +50,23 @@ class Weights:
 
         A classifier in the base counts only if it is one for the very same labels.
         """
-        base = self._base_shapes(part)
-        return {name: shape for name, shape in self.shapes(part).items() if name not in base}
-
-    def _base_shapes(self, part: str) -> Shapes:
         shapes = self.shapes(part)
+        in_base = self._in_base(part)
+        return {name: shape for name, shape in shapes.items() if name not in in_base}
+
+    def _in_base(self, part: str) -> list[str]:
+        """Return which tensors of `part` the base checkpoint has."""
+        foreign: set[str] = set()
         if part == HEAD and self.checkpoint.labels != self.spec.labels:
             foreign = self.checkpoint.architecture.label_tensors(self.spec.task.head)
-            shapes = {name: shape for name, shape in shapes.items() if name not in foreign}
-        return {name: shape for name, shape in shapes.items() if name in self.checkpoint}
+        names = self.shapes(part)
+        return [name for name in names if name in self.checkpoint and name not in foreign]
 
     def part(self, part: str) -> Tensors:
         """Read `part` whole."""
         held = self.held(part)
         tensors = {}
-        for name in self._base_shapes(part):
+        for name in self._in_base(part):
             if name not in held:
                 tensors[name] = self.checkpoint.tensor(name)
         tensors |= held
@@ -117,5 +119,6 @@ def new_tensors(shapes: Shapes, seed: int) -> Tensors:
         elif len(shape) < 2 or name.endswith(LORA_B):
             tensors[name] = torch.zeros(shape)
         else:
-            tensors[name] = torch.empty(shape).normal_(0.0, 0.02, generator=generator)
+            values = torch.empty(shape)
+            tensors[name] = values.normal_(0.0, 0.02, generator=generator)
     return tensors

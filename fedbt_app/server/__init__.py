@@ -1,3 +1,1 @@
-"""What the server does: rounds, who takes part, the global state, and how a run goes on after a
-stop.
-"""
+"""What the server does: rounds, who takes part, the global state, and going on after a stop."""

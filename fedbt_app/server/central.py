@@ -28,7 +28,8 @@ class CentralTest:
     """
 
     def __init__(self, config: RunConfig, checkpoint: Checkpoint) -> None:
-        self._config, self._checkpoint = config, checkpoint
+        self._config = config
+        self._checkpoint = checkpoint
         self._task = TASKS[config.task]
         self._device = pick_device(config.device)
         self.rows: list[dict[str, Any]] = []
@@ -43,10 +44,10 @@ class CentralTest:
 
     @property
     def majority(self) -> float | None:
-        """The score of always answering the most frequent label; None where there is no
-        such thing.
-        """
-        return self._task.majority(self.label_counts) if self.rows else None
+        """The score of always answering the most frequent label; None where there is none."""
+        if not self.rows:
+            return None
+        return self._task.majority(self.label_counts)
 
     def evaluate(self, weights: Weights) -> dict[str, float]:
         """Return the metrics of the global model; none without a test set."""
@@ -59,7 +60,8 @@ class CentralTest:
         return train.evaluate(local, self.rows, collator, train.EVALUATION_BATCH).metrics()
 
     def _collator(self, labels: tuple[str, ...]) -> Collator:
-        return Collator(self._task, Reading(self._tokens, labels, self._config.mask_probability))
+        reading = Reading(self._tokens, labels, self._config.mask_probability)
+        return Collator(self._task, reading)
 
     @cached_property
     def _tokens(self) -> Any:

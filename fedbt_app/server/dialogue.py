@@ -1,6 +1,4 @@
-"""The server's talk with the clients: pools are brought up to date, replies checked, every byte
-booked.
-"""
+"""The server's talk with the clients: it updates pools, checks replies and books every byte."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -38,8 +36,7 @@ LARGEST_STEP = 1e6
 
 @dataclass(frozen=True)
 class Dialogue:
-    """The talk with the clients of one run; a reply that cannot be used is refused and costs the
-    round nothing else.
+    """The talk with the clients of one run; a reply that cannot be used costs nothing but itself.
 
     Attributes
     ----------
@@ -54,95 +51,92 @@ class Dialogue:
     outcome: Outcome
     timeout: float
 
-    def welcome(self, round_: int) -> None:
+    def welcome(self, number: int) -> None:
         """Query the nodes that joined, or came back, since the last round."""
-        self.roster.query(self.grid, self.weights.spec.labels, self.outcome.cost, round_)
+        labels = self.weights.spec.labels
+        self.roster.query(self.grid, labels, self.outcome.cost, number)
 
     def train(
-        self, round_: int, plans: Mapping[int, RoundPlan]
+        self, number: int, plans: Mapping[int, RoundPlan]
     ) -> Iterator[tuple[Participant, Reply, Tensors]]:
         """Have nodes train by their plans; yield each usable reply with its decoded deltas."""
-        for participant, reply in self._talk(MessageType.TRAIN, round_, plans):
+        for participant, reply in self._talk(MessageType.TRAIN, number, plans):
+            plan = plans[participant.node]
             try:
-                deltas = self._checked_deltas(reply, plans[participant.node])
+                deltas = self._checked_deltas(reply, plan)
             except FedBTError as error:
-                self.roster.refuse(round_, participant.name, str(error))
+                self.roster.refuse(number, participant.name, str(error))
                 continue
             yield participant, reply, deltas
 
-    def evaluate(self, round_: int) -> Iterator[Reply]:
+    def evaluate(self, number: int) -> Iterator[Reply]:
         """Have every participant evaluate; delivers the round's result to each as well."""
-        for _, reply in self._talk(
-            MessageType.EVALUATE, round_, dict.fromkeys(self.roster.participants)
-        ):
+        no_plans = dict.fromkeys(self.roster.participants)
+        for _, reply in self._talk(MessageType.EVALUATE, number, no_plans):
             yield reply
 
     def _checked_deltas(self, reply: Reply, plan: RoundPlan) -> Tensors:
         """Decode and check a whole reply before any of it is used."""
-        sent, wanted = reply.deltas or {}, set(plan.trained_parts)
-        if extra := sorted(sent.keys() - wanted):
+        sent = reply.deltas or {}
+        wanted = set(plan.trained_parts)
+        extra = sorted(sent.keys() - wanted)
+        if extra:
             raise FedBTError(f"sent a delta of {extra[0]!r}, which nobody asked for")
-        if missing := sorted(wanted - sent.keys()):
+        missing = sorted(wanted - sent.keys())
+        if missing:
             raise FedBTError(f"sent no delta of {missing[0]!r}")
         if not reply.examples:
             raise FedBTError("says that it trained on 0 examples")
         deltas: Tensors = {}
         for part in plan.trained_parts:
-            decoded = decode(sent[part].arrays, sent[part].header, self.weights.shapes(part))
+            encoded = sent[part]
+            shapes = self.weights.shapes(part)
+            decoded = decode(encoded.arrays, encoded.header, shapes)
             for name, tensor in decoded.items():
-                if (
-                    tensor.numel()
-                    and max(abs(bound.item()) for bound in torch.aminmax(tensor)) > LARGEST_STEP
-                ):
-                    raise FedBTError(
-                        f"sent a delta of {name} of more than {LARGEST_STEP:g}: lower learning-rate"
-                    )
+                _check_step(name, tensor)
             deltas |= decoded
         return deltas
 
     def _talk(
-        self, kind: str, round_: int, plans: Mapping[int, RoundPlan | None]
+        self,
+        kind: str,
+        number: int,
+        plans: Mapping[int, RoundPlan | None],
     ) -> Iterator[tuple[Participant, Reply]]:
-        """Send every client what it lacks and its plan; yield (participant, good reply), book all
-        bytes.
-        """
-        exchange = Exchange(self.grid, kind, str(round_), self.timeout)
-        asked_again: set[int] = set()
+        """Send every client what it lacks and its plan; yield good replies, book all bytes."""
+        exchange = Exchange(self.grid, kind, str(number), self.timeout)
         for node, plan in plans.items():
             self._ask(exchange, self.roster.participants[node], plan)
+        asked_again: set[int] = set()
         for node, message in exchange.replies():
             participant = self.roster.participants[node]
-            reply = self._read(participant, message, round_, kind)
+            reply = self._read(participant, message, number, kind)
             if reply is None:
                 continue
             participant.held = dict(reply.held or {})
-            if reply.status == LACKING and node not in asked_again:
+            if reply.status != LACKING:
+                yield participant, reply
+            elif node in asked_again:
+                reason = "its pool stays incomplete: check the disk of its pool-dir"
+                self.roster.refuse(number, participant.name, reason)
+            else:
                 # its pool is not what it told before: bring it up to date, once
                 asked_again.add(node)
                 log.info(
                     "fedbt: round %d: %s lacks parts of its pool, sending them",
-                    round_,
+                    number,
                     participant.name,
                 )
                 self._ask(exchange, participant, plans[node], whole=True)
-            elif reply.status == LACKING:
-                self.roster.refuse(
-                    round_,
-                    participant.name,
-                    "its pool stays incomplete: check the disk of its pool-dir",
-                )
-            else:
-                yield participant, reply
+        self._refuse_unheard(exchange, number)
+
+    def _refuse_unheard(self, exchange: Exchange, number: int) -> None:
         for node in exchange.undelivered:
-            self.roster.refuse(
-                round_, self.roster.participants[node].name, "Flower did not take the message to it"
-            )
+            name = self.roster.participants[node].name
+            self.roster.refuse(number, name, "Flower did not take the message to it")
         for node in exchange.silent:
-            self.roster.refuse(
-                round_,
-                self.roster.participants[node].name,
-                "did not answer in time (round-timeout)",
-            )
+            name = self.roster.participants[node].name
+            self.roster.refuse(number, name, "did not answer in time (round-timeout)")
 
     def _ask(
         self,
@@ -151,27 +145,34 @@ class Dialogue:
         plan: RoundPlan | None,
         whole: bool = False,
     ) -> None:
-        """Send one client its request (to evaluate, without a plan), and book it; `whole` sends
-        values, not deltas.
+        """Send one client its request and book it; without a plan, to evaluate.
+
+        `whole` sends values, not deltas: to a client whose pool is not what it had said.
         """
         updates = self.state.updates_for(participant.held, whole)
         sync = Sync(self.roster.lineage, updates, self.state.states())
-        size = exchange.send(
-            participant.node, request_record(Request(sync, self.weights.spec.labels, plan))
-        )
+        request = Request(sync, self.weights.spec.labels, plan)
+        size = exchange.send(participant.node, request_record(request))
         if not size:
             return
         sent = Downlink()
         for update in updates:
-            late_by_plan = self.roster.draws and update.cause is Cause.CATCH_UP and not whole
-            sent.add(Cause.ROUND if late_by_plan else update.cause, update.encoded.nbytes)
+            cause = update.cause
+            if self.roster.draws and cause is Cause.CATCH_UP and not whole:
+                cause = Cause.ROUND  # late by plan: it was not drawn
+            sent.add(cause, update.encoded.nbytes)
         self.outcome.cost.book_request(sent, size, evaluation=plan is None)
-        self.outcome.cost.healed_parts += len(updates) if whole else 0
+        if whole:
+            self.outcome.cost.healed_parts += len(updates)
         if sent.round:
             self.outcome.full_bytes_down += self._full_bytes()
 
     def _read(
-        self, participant: Participant, message: Message, round_: int, kind: str
+        self,
+        participant: Participant,
+        message: Message,
+        number: int,
+        kind: str,
     ) -> Reply | None:
         """Read and book one reply; None when it can't be used."""
         cost = self.outcome.cost
@@ -186,7 +187,7 @@ class Dialogue:
             if reply.status == FAILED:
                 raise FedBTError(reply.error)
         except FedBTError as error:
-            self.roster.refuse(round_, participant.name, str(error))
+            self.roster.refuse(number, participant.name, str(error))
             return None
         cost.book_work(reply.costs)
         if reply.deltas:
@@ -196,6 +197,17 @@ class Dialogue:
 
     def _full_bytes(self) -> int:
         spec = self.weights.spec
-        return full_model_bytes(
-            self.weights.checkpoint.architecture, spec.task.head, len(spec.labels)
+        architecture = self.weights.checkpoint.architecture
+        return full_model_bytes(architecture, spec.task.head, len(spec.labels))
+
+
+def _check_step(name: str, tensor: torch.Tensor) -> None:
+    if not tensor.numel():
+        return
+    bounds = torch.aminmax(tensor)  # one pass, without a copy of magnitudes
+    least = bounds.min.item()
+    most = bounds.max.item()
+    if max(-least, most) > LARGEST_STEP:
+        raise FedBTError(
+            f"sent a delta of {name} of more than {LARGEST_STEP:g}: lower learning-rate"
         )

@@ -1,6 +1,4 @@
-"""One run from its settings to its report: what it is set against, the strategy, the exported
-model.
-"""
+"""One run from its settings to its report: its reference, its strategy, its exported model."""
 
 import logging
 import platform
@@ -52,7 +50,6 @@ class Job:
         self._fingerprint = self._checkpoint.fingerprint(TASKS[config.task].head)
         self._reference = self._measured_reference()
         self._test = CentralTest(config, self._checkpoint)
-
         self._strategy = FedBT(config, self._checkpoint, self._test.label_counts)
 
     def run(self, grid: Grid) -> dict[str, Any]:
@@ -78,13 +75,13 @@ class Job:
         return result
 
     def _prepare_output(self) -> Callable[[RoundEntry], None]:
-        """Clear what an earlier run left in the output folder; returns what takes down a finished
-        round there.
-        """
-        done = self._stopped.outcome.rounds if self._stopped else []
-        add_scalars = tracking.board(
-            self._folder, self._config.tensorboard, len(done) if self._stopped else None
-        )
+        """Clear what an earlier run left in the output folder; returns what notes a round there."""
+        done = []
+        finished = None
+        if self._stopped:
+            done = self._stopped.outcome.rounds
+            finished = len(done)
+        add_scalars = tracking.board(self._folder, self._config.tensorboard, finished)
         report.clear(self._folder)
         for entry in done:
             report.append_round(self._folder, entry)
@@ -101,9 +98,16 @@ class Job:
         self._snapshot.store(self._config, progress)
 
     def _record(self, rounds: Rounds) -> report.RunRecord:
-        config, outcome = self._config, rounds.outcome
+        config = self._config
+        outcome = rounds.outcome
         clients = [_about(participant) for participant in rounds.roster.participants.values()]
+        reference_source = "predicted"
+        reference = _predicted_reference(outcome)
         measured = self._like_reference(clients)
+        if measured:
+            reference_source = "measured"
+            reference = measured["cost"]
+        last = outcome.rounds[-1].metrics
         return report.RunRecord(
             method=config.method,
             task=config.task,
@@ -111,11 +115,11 @@ class Job:
             seed=config.seed,
             rounds=outcome.rounds,
             cost=outcome.cost,
-            reference=measured["cost"] if measured else _predicted_reference(outcome),
-            reference_source="measured" if measured else "predicted",
+            reference=reference,
+            reference_source=reference_source,
             reference_same_flops=outcome.cost.same_flops,
             initial=rounds.initial,
-            final={name: outcome.rounds[-1].metrics[name] for name in rounds.initial},
+            final={name: last[name] for name in rounds.initial},
             client_metrics=outcome.client_metrics,
             majority=self._test.majority,
             clients=clients,
@@ -131,8 +135,7 @@ class Job:
             labels=list(rounds.labels),
             model_dir=str(self._folder / "model"),
             config=config.values(),
-            versions={"python": platform.python_version()}
-            | {name: version(name) for name in LIBRARIES},
+            versions=_versions(),
         )
 
     def _warnings(self, rounds: Rounds) -> list[str]:
@@ -144,8 +147,7 @@ class Job:
         return found
 
     def _measured_reference(self) -> dict[str, Any] | None:
-        """Return the report of the finished full-model run that `reference` names; None when it
-        names none.
+        """Return the report of the finished full-model run that `reference` names, if any.
 
         Raises
         ------
@@ -157,9 +159,10 @@ class Job:
         if not config.reference:
             return None
         other = report.load(config.reference)
-        if other["method"] != FULL:
+        method = other["method"]
+        if method != FULL:
             raise FedBTError(
-                f"reference {config.reference} has method {other['method']!r}, not {FULL!r}: name another"
+                f"reference {config.reference} has method {method!r}, not {FULL!r}: name another"
             )
         mine = {
             "task": config.task,
@@ -169,16 +172,16 @@ class Job:
             "rounds": [None] * config.num_rounds,
             "config": config.values(),
         }
-        if unlike := report.differences(other | mine, other):
+        unlike = ", ".join(report.differences(other | mine, other))
+        if unlike:
             raise FedBTError(
-                f"reference {config.reference} differs from this run in {', '.join(unlike)}: name a full run like it"
+                f"reference {config.reference} differs from this run in {unlike}: "
+                "name a full run like it"
             )
         return other
 
     def _like_reference(self, clients: list[dict[str, Any]]) -> dict[str, Any] | None:
-        """Return the reference if its clients were like these; else costs are set against predicted
-        ones.
-        """
+        """Return the reference if its clients were like these; else the predicted one serves."""
         measured = self._reference
         if measured is None:
             return None
@@ -203,10 +206,15 @@ def _about(participant: Participant) -> dict[str, Any]:
     }
 
 
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        versions[name] = version(name)
+    return versions
+
+
 def _predicted_reference(outcome: Outcome) -> dict[str, float | None]:
-    """Return what full-model averaging by stock steps would have cost for the same batches and
-    exchanges.
-    """
+    """Return the costs of full-model averaging by stock steps: same batches, same exchanges."""
     return {
         "train_flops": outcome.cost.stock_flops,
         "uplink_bytes": outcome.full_bytes_up,

@@ -73,8 +73,7 @@ class Roster:
     _refused_nodes: set[int] = field(default_factory=set)
 
     def gather(self, grid: Grid, cost: Ledger) -> None:
-        """Wait for `min-clients` nodes and query them, again where none could be reached, until
-        `round-timeout`.
+        """Wait for `min-clients` nodes and query them, until one is reached or `round-timeout`.
 
         Raises
         ------
@@ -84,44 +83,49 @@ class Roster:
         deadline = time.monotonic() + self.config.round_timeout
         self.wait_for_clients(grid)
         self.query(grid, self.labels, cost, 0)
-        while (
-            not self.participants
-            and time.monotonic() < deadline
-            and set(grid.get_node_ids()) - self._refused_nodes
-        ):
+        while not self.participants and time.monotonic() < deadline:
+            if not set(grid.get_node_ids()) - self._refused_nodes:
+                break  # all have been heard
             time.sleep(NODE_POLL_SECONDS)
             self.query(grid, self.labels, cost, 0)
         if not self.participants:
-            reasons = (
-                "; ".join(dict.fromkeys(refusal.reason for refusal in self.refusals))
-                or "nobody answered"
-            )
-            raise FedBTError(f"no client can take part: {reasons}")
+            reasons = dict.fromkeys(refusal.reason for refusal in self.refusals)
+            shown = "; ".join(reasons) or "nobody answered"
+            raise FedBTError(f"no client can take part: {shown}")
 
     def wait_for_clients(self, grid: Grid) -> None:
         """Wait until `min-clients` nodes are connected."""
-        deadline, told = time.monotonic() + self.config.round_timeout, False
-        while (connected := len(list(grid.get_node_ids()))) < self.config.min_clients:
+        wanted = self.config.min_clients
+        deadline = time.monotonic() + self.config.round_timeout
+        told = False
+        while (connected := len(list(grid.get_node_ids()))) < wanted:
             if time.monotonic() > deadline:
                 raise FedBTError(
-                    f"{connected} of min-clients={self.config.min_clients} clients connected: start more SuperNodes "
-                    "or lower min-clients"
+                    f"{connected} of min-clients={wanted} clients connected: "
+                    "start more SuperNodes or lower min-clients"
                 )
             if not told:
-                log.info(
-                    "fedbt: %d of %d clients connected, waiting", connected, self.config.min_clients
-                )
+                log.info("fedbt: %d of %d clients connected, waiting", connected, wanted)
                 told = True
             time.sleep(NODE_POLL_SECONDS)
 
-    def query(self, grid: Grid, labels: tuple[str, ...], cost: Ledger, round_: int) -> None:
-        """Ask every node not yet asked for its examples, labels, pool and device; refuse foreign
-        bases.
-        """
+    def query(
+        self,
+        grid: Grid,
+        labels: tuple[str, ...],
+        cost: Ledger,
+        number: int,
+    ) -> None:
+        """Ask every new node for its examples, labels, pool and device; refuse foreign bases."""
         connected = set(grid.get_node_ids())
-        new = sorted(connected - self.participants.keys() - self._refused_nodes)
-        exchange = Exchange(grid, MessageType.QUERY, f"query-{round_}", self.config.round_timeout)
-        for node in new:
+        new = connected - self.participants.keys() - self._refused_nodes
+        exchange = Exchange(
+            grid,
+            message_type=MessageType.QUERY,
+            group=f"query-{number}",
+            timeout=self.config.round_timeout,
+        )
+        for node in sorted(new):
             content = request_record(Request(Sync(self.lineage, [], {})))
             cost.first_contact_bytes += exchange.send(node, content)
         for node, message in exchange.replies():
@@ -133,38 +137,30 @@ class Roster:
                 self._accept(node, read_capabilities(message), labels, connected)
                 self._refused_nodes.discard(node)
             except FedBTError as error:
-                self.refuse(round_, name_in(message) or f"node {node}", str(error))
+                self.refuse(number, name_in(message) or f"node {node}", str(error))
         for node in exchange.undelivered:
-            self.refuse(round_, f"node {node}", "Flower did not take the query to it")
+            self.refuse(number, f"node {node}", "Flower did not take the query to it")
         for node in exchange.silent:
             self._refused_nodes.add(node)  # asked again, it would hold up every round as long
-            self.refuse(round_, f"node {node}", "did not answer the query in time")
+            self.refuse(number, f"node {node}", "did not answer the query in time")
 
     def _accept(
-        self, node: int, capabilities: Capabilities, labels: tuple[str, ...], connected: set[int]
+        self,
+        node: int,
+        capabilities: Capabilities,
+        labels: tuple[str, ...],
+        connected: set[int],
     ) -> None:
-        mine = self.checkpoint.fingerprint(TASKS[self.config.task].head)
-        if capabilities.fingerprint != mine:
-            raise FedBTError(
-                f"{capabilities.name} starts from another base: its {capabilities.base!r} is "
-                f"{capabilities.fingerprint[:12]}, the run's {self.config.model!r} is {mine[:12]}; "
-                "give it the same checkpoint (model-path)"
-            )
+        self._check_base(capabilities)
         if not capabilities.examples:
             raise FedBTError(f"{capabilities.name} has no training examples: check its data")
-        for other in [
-            known for known in self.participants.values() if known.name == capabilities.name
-        ]:
-            if other.node in connected:
-                raise FedBTError(
-                    f"two clients call themselves {capabilities.name!r}: give each node its own name"
-                )
-            del self.participants[other.node]  # the same site, back under a new node id
-        unknown = set(capabilities.label_counts) - set(labels) if labels else set()
-        if unknown:
+        self._drop_earlier(capabilities.name, connected)
+        unknown = set(capabilities.label_counts) - set(labels)
+        if labels and unknown:
+            first = min(unknown)
             known = ", ".join(labels)
             raise FedBTError(
-                f"{capabilities.name} has label {sorted(unknown)[0]!r}, not in the label set ({known})"
+                f"{capabilities.name} has label {first!r}, not in the label set ({known})"
             )
         self.participants[node] = Participant(node, capabilities, dict(capabilities.held))
         log.info(
@@ -175,33 +171,50 @@ class Roster:
             capabilities.device,
         )
 
-    def chosen(self, round_: int, attempt: int = 0) -> list[Participant]:
-        """Choose the clients of a round's first or repeated attempt, by name and seed: the same in
-        every run.
-        """
+    def _check_base(self, capabilities: Capabilities) -> None:
+        mine = self.checkpoint.fingerprint(TASKS[self.config.task].head)
+        if capabilities.fingerprint != mine:
+            raise FedBTError(
+                f"{capabilities.name} starts from another base: its {capabilities.base!r} is "
+                f"{capabilities.fingerprint[:12]}, the run's {self.config.model!r} is {mine[:12]}; "
+                "give it the same checkpoint (model-path)"
+            )
+
+    def _drop_earlier(self, name: str, connected: set[int]) -> None:
+        """Forget a site that is back under a new node id; FedBTError when two have its name."""
+        for node, participant in list(self.participants.items()):
+            if participant.name != name:
+                continue
+            if node in connected:
+                raise FedBTError(
+                    f"two clients call themselves {name!r}: give each node its own name"
+                )
+            del self.participants[node]
+
+    def chosen(self, number: int, attempt: int = 0) -> list[Participant]:
+        """Choose the clients of a round's attempt by name and seed: the same in every run."""
         ordered = sorted(self.participants.values(), key=lambda participant: participant.name)
-        wanted = max(self.config.min_replies, round(self.config.participation * len(ordered)))
+        share = round(self.config.participation * len(ordered))
+        wanted = max(self.config.min_replies, share)
         if wanted >= len(ordered):
             return ordered
-        generator = np.random.default_rng([self.config.seed, round_, attempt])
-        return [
-            ordered[index]
-            for index in sorted(generator.choice(len(ordered), wanted, replace=False))
-        ]
+        generator = np.random.default_rng([self.config.seed, number, attempt])
+        drawn = generator.choice(len(ordered), wanted, replace=False)
+        return [ordered[index] for index in sorted(drawn)]
 
     @property
     def draws(self) -> bool:
-        """Whether rounds take some of the clients only: to lag behind is then no fault, and books
-        as downlink.
-        """
+        """Whether rounds take some clients only: to lag is no fault then, and books as downlink."""
         return self.config.participation < 1
 
-    def refuse(self, round_: int, client: str, reason: str) -> None:
+    def refuse(self, number: int, client: str, reason: str) -> None:
         """Note that something of `client` was not used; the round goes on without it."""
-        self.refusals.append(Refusal(round_, client, reason))
-        log.warning("fedbt: %s", LeftOut(round_, client, reason))
+        self.refusals.append(Refusal(number, client, reason))
+        log.warning("fedbt: %s", LeftOut(number, client, reason))
 
-    def last_reason(self, round_: int) -> str:
+    def last_reason(self, number: int) -> str:
         """Return why the last client of that round was left out; nothing when none was."""
-        reasons = [refusal.reason for refusal in self.refusals if refusal.round == round_]
-        return reasons[-1] if reasons else ""
+        for refusal in reversed(self.refusals):
+            if refusal.round == number:
+                return refusal.reason
+        return ""

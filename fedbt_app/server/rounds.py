@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -115,31 +116,32 @@ class Rounds:
 
     def run(self) -> None:
         """Do all that are yet to be done."""
-        for number in range(len(self.outcome.rounds) + 1, self.config.num_rounds + 1):
+        done = len(self.outcome.rounds)
+        for number in range(done + 1, self.config.num_rounds + 1):
             self._round(number)
 
     def keep(self) -> None:
         """Store the progress."""
         weights = self.weights
-        self.hooks.keep(
-            Progress(
-                lineage=self.roster.lineage,
-                labels=weights.spec.labels,
-                nodes=self.nodes,
-                fingerprint=weights.checkpoint.fingerprint(weights.spec.task.head),
-                initial=self.initial,
-                outcome=self.outcome,
-                refusals=self.roster.refusals,
-                parts=self.state.parts,
-                mechanisms=[mechanism.memory for mechanism in self.mechanisms],
-            )
+        progress = Progress(
+            lineage=self.roster.lineage,
+            labels=weights.spec.labels,
+            nodes=self.nodes,
+            fingerprint=weights.checkpoint.fingerprint(weights.spec.task.head),
+            initial=self.initial,
+            outcome=self.outcome,
+            refusals=self.roster.refusals,
+            parts=self.state.parts,
+            mechanisms=[mechanism.memory for mechanism in self.mechanisms],
         )
+        self.hooks.keep(progress)
 
     def introduce(self, part: str) -> None:
-        """Make those tensors of `part` that the base lacks, when it is needed for the
-        first time.
-        """
-        if part not in self.state.states() and (lacking := self.weights.lacking(part)):
+        """Make the tensors of `part` that the base lacks, when it is needed for the first time."""
+        if part in self.state.states():
+            return
+        lacking = self.weights.lacking(part)
+        if lacking:
             self.state.introduce(part, new_tensors(lacking, self.config.seed))
 
     # -- a round ----------------------------------------------------------------------------------
@@ -148,13 +150,10 @@ class Rounds:
         begin = time.monotonic()
         replies = self._enough_replies(number)
         self.state.apply(replies.rule.result())
-        last = number == self.config.num_rounds
-        if self.config.client_evaluation == "every" or (
-            last and self.config.client_evaluation == "final"
-        ):
+        if self._now(self.config.client_evaluation, number):
             self._evaluate_on_clients(number)
         metrics = {"train_loss": replies.train_loss}
-        if last or self.config.central_evaluation == "every":
+        if self._last(number) or self.config.central_evaluation == "every":
             metrics |= self.hooks.evaluate(self.weights)
         entry = RoundEntry(
             round=number,
@@ -171,6 +170,13 @@ class Rounds:
         self.hooks.on_round(entry)
         self._tell(entry)
 
+    def _last(self, number: int) -> bool:
+        return number == self.config.num_rounds
+
+    def _now(self, when: str, number: int) -> bool:
+        """Say whether what a setting asks for `every` round, or the `final` one, is due."""
+        return when == "every" or (when == "final" and self._last(number))
+
     def _tell(self, entry: RoundEntry) -> None:
         done = RoundDone(
             round=entry.round,
@@ -185,47 +191,67 @@ class Rounds:
         log.info("fedbt: %s", done)
 
     def _enough_replies(self, number: int) -> Replies:
-        """Have a round's clients train; below `min-replies` again, or stop. Only the books show
-        what did not count.
+        """Have a round's clients train; below `min-replies` again, or stop.
+
+        Only the books show what did not count.
         """
-        repeats = REPEATS if self.config.below_minimum == "repeat" else 0
+        repeats = 0
+        if self.config.below_minimum == "repeat":
+            repeats = REPEATS
         for attempt in itertools.count():
             self.dialogue.welcome(number)
             chosen = self.roster.chosen(number, attempt)
             replies = self._train(number, chosen)
-            if len(replies.losses) >= self.config.min_replies:
+            usable = len(replies.losses)
+            if usable >= self.config.min_replies:
                 break
-            problem = (
-                f"round {number}: {len(replies.losses)} of {len(chosen)} clients gave a usable reply, "
-                f"min-replies={self.config.min_replies}"
-            )
-            if reason := self.roster.last_reason(number):
-                problem += f" ({reason})"
+            problem = self._too_few(number, usable, len(chosen))
             if attempt == repeats:
                 self.keep()
                 raise FedBTError(
                     f"{problem}: go on with `fedbt run --resume {self.config.output_folder}`"
                 )
             log.warning(
-                "fedbt: %s: the round is repeated (%d of %d)", problem, attempt + 1, repeats
+                "fedbt: %s: the round is repeated (%d of %d)",
+                problem,
+                attempt + 1,
+                repeats,
             )
         return replies
+
+    def _too_few(self, number: int, usable: int, asked: int) -> str:
+        problem = (
+            f"round {number}: {usable} of {asked} clients gave a usable reply, "
+            f"min-replies={self.config.min_replies}"
+        )
+        reason = self.roster.last_reason(number)
+        if reason:
+            problem += f" ({reason})"
+        return problem
 
     def _train(self, number: int, chosen: list[Participant]) -> Replies:
         replies = Replies(made(RULES, self.config.aggregation, self.config))
         plans = {participant.node: self._planned(participant, number) for participant in chosen}
-        log.info("fedbt: %s", RoundBegan(number, self.config.num_rounds, len(plans)))
+        began = RoundBegan(number, self.config.num_rounds, len(plans))
+        log.info("fedbt: %s", began)
         for participant, reply, deltas in self.dialogue.train(number, plans):
             for mechanism in self.mechanisms:
                 deltas = mechanism.on_server(deltas)
             replies.rule.add(deltas, reply.examples)
             replies.blocks.update(plans[participant.node].trained_blocks)
-            loss = (reply.metrics or {}).get("train_loss", float("nan"))
+            metrics = reply.metrics or {}
+            loss = metrics.get("train_loss", math.nan)
             replies.losses.append((reply.examples, loss))
             self._tell_reply(number, participant, reply, loss)
         return replies
 
-    def _tell_reply(self, number: int, participant: Participant, reply: Reply, loss: float) -> None:
+    def _tell_reply(
+        self,
+        number: int,
+        participant: Participant,
+        reply: Reply,
+        loss: float,
+    ) -> None:
         replied = Replied(
             round=number,
             rounds=self.config.num_rounds,

@@ -28,7 +28,8 @@ from fedbt_app.server.state import Part, Step
 from fedbt_app.tensors import Tensors, read_tensors, write_tensors
 
 FORMAT = 3  # raise it when what is stored changes
-FOLDER, INDEX = "resume", "run.json"
+FOLDER = "resume"
+INDEX = "run.json"
 # They decide how long a run waits, when it stops and what it shows, not what it computes: they may
 # change on resume.
 MAY_CHANGE = {
@@ -68,7 +69,8 @@ class Snapshot:
     """The latest snapshot of the run whose output folder this is."""
 
     def __init__(self, output: Path) -> None:
-        self._output, self.folder = output, output / FOLDER
+        self._output = output
+        self.folder = output / FOLDER
         self._stored: dict[str, Any] = {}  # the index's entries of the parts
 
     def store(self, config: RunConfig, progress: Progress) -> None:
@@ -81,30 +83,24 @@ class Snapshot:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._stored = {
-                name: self._store_part(name, part) for name, part in progress.parts.items()
-            }
-            run = {
-                name: value
-                for name, value in vars(progress).items()
-                if name not in ("outcome", "refusals")
-            }
-            run |= {
-                "config": config.values(),
-                "outcome": asdict(progress.outcome),
-                "parts": self._stored,
-            }
+            stored = {}
+            for name, part in progress.parts.items():
+                stored[name] = self._store_part(name, part)
+            self._stored = stored
+            run = dict(vars(progress))
+            run["config"] = config.values()
+            run["outcome"] = asdict(progress.outcome)
             run["refusals"] = [asdict(refusal) for refusal in progress.refusals]
-            text = json.dumps({"format": FORMAT, "digest": _digest(run), "run": run})
-            replace_text(self.folder / INDEX, text)
-            self._drop_all_but(
-                {self._file(name, one["state"]).name for name, one in self._stored.items()}
-            )
+            run["parts"] = stored
+            index = {"format": FORMAT, "digest": _digest(run), "run": run}
+            replace_text(self.folder / INDEX, json.dumps(index))
+            # only now: until here the snapshot before this one was whole
+            self._drop_outdated()
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise FedBTError(
-                f"the snapshot {self.folder} cannot be written ({reason}): free some space, then go on with "
-                f"`fedbt run --resume {self._output}`"
+                f"the snapshot {self.folder} cannot be written ({reason}): "
+                f"free some space, then go on with `fedbt run --resume {self._output}`"
             ) from None
 
     def load(self, config: RunConfig) -> Progress:
@@ -116,18 +112,14 @@ class Snapshot:
             When there is none, it is damaged or of another format, or its run has other settings.
         """
         self.check(config)
-        run, parts = self._run, {}
+        run = self._run
+        parts = {}
         for name, entry in run["parts"].items():
-            path = self._file(name, entry["state"])
-            read = read_tensors(path)
-            if read is None or read[0].digest != entry["digest"]:
-                raise self._damaged(path)
-            parts[name] = _unpacked(entry, read[1])
+            parts[name] = self._load_part(name, entry)
         self._stored = run["parts"]
-        outcome = run["outcome"] | {
-            "rounds": [RoundEntry(**entry) for entry in run["outcome"]["rounds"]],
-            "cost": Ledger(**run["outcome"]["cost"]),
-        }
+        outcome = dict(run["outcome"])
+        outcome["rounds"] = [RoundEntry(**entry) for entry in outcome["rounds"]]
+        outcome["cost"] = Ledger(**outcome["cost"])
         return Progress(
             lineage=run["lineage"],
             labels=tuple(run["labels"]),
@@ -146,8 +138,8 @@ class Snapshot:
             stored = self.settings[name]
             if value != stored and name not in MAY_CHANGE:
                 raise FedBTError(
-                    f"{name}={value} but the run in {self._output} has {name}={stored}: drop {name}, or start a new "
-                    "run without resume"
+                    f"{name}={value} but the run in {self._output} has {name}={stored}: "
+                    f"drop {name}, or start a new run without resume"
                 )
 
     @property
@@ -163,7 +155,8 @@ class Snapshot:
     def remove(self) -> None:
         """Remove the snapshot, if there is one, and nothing else."""
         (self.folder / INDEX).unlink(missing_ok=True)
-        self._drop_all_but(set())
+        self._stored = {}
+        self._drop_outdated()
         with contextlib.suppress(OSError):  # not there, or it holds what is not ours
             self.folder.rmdir()
 
@@ -174,8 +167,8 @@ class Snapshot:
             index = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise FedBTError(
-                f"{self._output} holds no stopped run (a run that finished leaves no snapshot): give the output-dir of "
-                "one that was stopped"
+                f"{self._output} holds no stopped run (a run that finished leaves no snapshot): "
+                "give the output-dir of one that was stopped"
             ) from None
         except (OSError, ValueError):
             raise self._damaged(path) from None
@@ -194,27 +187,41 @@ class Snapshot:
         return run
 
     def _store_part(self, name: str, part: Part) -> dict[str, Any]:
-        state, known = asdict(part.state), self._stored.get(name)
+        state = asdict(part.state)
+        known = self._stored.get(name)
         if known and known["state"] == state:
             return dict(known)
-        steps = [
-            {
+        steps = []
+        for step in part.steps:
+            entry = {
                 "before": step.before and asdict(step.before),
                 "state": asdict(step.state),
                 "header": step.delta.header,
             }
-            for step in part.steps
-        ]
-        stored = write_tensors(self._file(name, state), part.state.version, _packed(part))
+            steps.append(entry)
+        path = self._file(name, state)
+        stored = write_tensors(path, part.state.version, _packed(part))
         return {"state": state, "steps": steps, "digest": stored.digest}
+
+    def _load_part(self, name: str, entry: Mapping[str, Any]) -> Part:
+        path = self._file(name, entry["state"])
+        read = read_tensors(path)
+        if read is None:
+            raise self._damaged(path)
+        stored, tensors = read
+        if stored.digest != entry["digest"]:
+            raise self._damaged(path)
+        return _unpacked(entry, tensors)
 
     def _file(self, part: str, state: Mapping[str, Any]) -> Path:
         return self.folder / f"{part}@{state['version']}.safetensors"
 
-    def _drop_all_but(self, names: set[str]) -> None:
+    def _drop_outdated(self) -> None:
+        """Remove the files of all parts that the index does not name."""
+        named = [self._file(name, entry["state"]) for name, entry in self._stored.items()]
         for pattern in ("*@*.safetensors", f"*{PARTIAL}"):
             for path in self.folder.glob(pattern):
-                if path.name not in names:
+                if path not in named:
                     path.unlink()
 
     def _damaged(self, path: Path) -> FedBTError:
@@ -227,9 +234,8 @@ def _packed(part: Part) -> Tensors:
     packed |= {f"residual/{name}": tensor for name, tensor in part.residual.items()}
     packed |= {f"memory/{name}": tensor for name, tensor in part.memory.items()}
     for index, step in enumerate(part.steps):
-        packed |= {
-            f"{index}/{name}": torch.tensor(array) for name, array in step.delta.arrays.items()
-        }
+        for name, array in step.delta.arrays.items():
+            packed[f"{index}/{name}"] = torch.tensor(array)
     return packed
 
 
@@ -239,13 +245,23 @@ def _unpacked(entry: Mapping[str, Any], packed: Tensors) -> Part:
         section, _, name = key.partition("/")
         sections.setdefault(section, {})[name] = tensor
     steps = []
-    for index, step in enumerate(entry["steps"]):
+    for index, told in enumerate(entry["steps"]):
         arrays = {name: tensor.numpy() for name, tensor in sections[str(index)].items()}
-        before = step["before"] and PartState(**step["before"])
-        steps.append(Step(before, PartState(**step["state"]), Encoded(arrays, step["header"])))
-    kept = (sections.get(name, {}) for name in ("residual", "memory"))
-    return Part(sections["value"], PartState(**entry["state"]), tuple(steps), *kept)
+        step = Step(
+            before=told["before"] and PartState(**told["before"]),
+            state=PartState(**told["state"]),
+            delta=Encoded(arrays, told["header"]),
+        )
+        steps.append(step)
+    return Part(
+        tensors=sections["value"],
+        state=PartState(**entry["state"]),
+        steps=tuple(steps),
+        residual=sections.get("residual", {}),
+        memory=sections.get("memory", {}),
+    )
 
 
 def _digest(run: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
+    text = json.dumps(run, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -18,9 +18,7 @@ from fedbt_app.wire.updates import DELTA, VALUE, Update
 
 @dataclass(frozen=True)
 class Step:
-    """One aggregation of a part: the state it starts from (None: the base checkpoint) and
-    leads to.
-    """
+    """One aggregation of a part: from `before` (None: the base checkpoint) to `state`."""
 
     before: PartState | None
     state: PartState
@@ -40,9 +38,7 @@ class Part:
 
 @dataclass
 class GlobalState:
-    """Every part that differs from the base checkpoint, with its version and last encoded
-    deltas.
-    """
+    """Every part that differs from the base checkpoint, with its version and last deltas."""
 
     checkpoint: Checkpoint
     codec: str = "float32"
@@ -50,14 +46,15 @@ class GlobalState:
     parts: dict[str, Part] = field(default_factory=dict)
 
     def introduce(self, part: str, tensors: Tensors) -> None:
-        """Add tensors that the base lacks (a new head, adapters), made by the server, at
-        version 0.
-        """
-        self.parts[part] = Part(tensors, PartState(BASE, digest(tensors)))
+        """Add tensors that the base lacks (a new head, adapters), made by the server."""
+        state = PartState(BASE, digest(tensors))
+        self.parts[part] = Part(tensors, state)
 
     def tensors(self, part: str) -> Tensors:
         """Return the tensors of `part` that differ from the base checkpoint's."""
-        return self.parts[part].tensors if part in self.parts else {}
+        if part not in self.parts:
+            return {}
+        return self.parts[part].tensors
 
     def states(self) -> dict[str, PartState]:
         """Return what an up-to-date pool holds."""
@@ -68,27 +65,39 @@ class GlobalState:
 
         What the codec drops is added to the part's next step (error feedback).
         """
-        for name, own in by_part(deltas, self.checkpoint.architecture.encoder).items():
-            self.parts[name] = self._stepped(self.parts.get(name), own)
+        encoder = self.checkpoint.architecture.encoder
+        for name, own in by_part(deltas, encoder).items():
+            held = self.parts.get(name)
+            self.parts[name] = self._stepped(held, own)
 
     def _stepped(self, held: Part | None, deltas: Tensors) -> Part:
-        before = held or Part({}, PartState(BASE, ""))  # of which the base checkpoint holds all
-        step, memory = self.optimizer.step(deltas, before.memory)
-        encoded, received, residual = encode_with_feedback(step, before.residual, self.codec)
-        tensors = {name: self._current(before, name) + change for name, change in received.items()}
+        start = None
+        before = Part({}, PartState(BASE, ""))  # of which the base checkpoint holds all
+        if held:
+            start = held.state
+            before = held
+        change, memory = self.optimizer.step(deltas, before.memory)
+        encoded, received, residual = encode_with_feedback(change, before.residual, self.codec)
+        tensors = {}
+        for name, own_change in received.items():
+            tensors[name] = self._current(before, name) + own_change
         state = PartState(before.state.version + 1, digest(tensors))
-        steps = (*before.steps, Step(held.state if held else None, state, encoded))
-        whole = sum(tensor.nbytes for tensor in tensors.values())
-        while sum(step.delta.nbytes for step in steps) > whole and len(steps) > 1:
-            steps = steps[1:]
-        return Part(tensors, state, steps, residual, memory)
+        step = Step(start, state, encoded)
+        return Part(
+            tensors=tensors,
+            state=state,
+            steps=_worth_keeping((*before.steps, step), tensors),
+            residual=residual,
+            memory=memory,
+        )
 
     def _current(self, part: Part, name: str) -> torch.Tensor:
-        return part.tensors[name] if name in part.tensors else self.checkpoint.tensor(name)
+        if name in part.tensors:
+            return part.tensors[name]
+        return self.checkpoint.tensor(name)
 
     def updates_for(self, held: Mapping[str, PartState], whole: bool = False) -> list[Update]:
-        """Return what a pool that holds `held` lacks: deltas where it is a few steps behind, else
-        values.
+        """Return what a pool that holds `held` lacks: the last few steps as deltas, else values.
 
         `whole` sends values only: for a pool that could not use the deltas.
         """
@@ -96,20 +105,28 @@ class GlobalState:
         for name, part in self.parts.items():
             if held.get(name) == part.state:
                 continue
-            missing = () if whole else _steps_from(part, held.get(name))
-            updates += [
-                Update(name, DELTA, step.state, step.delta, late=step != missing[-1])
-                for step in missing
-            ]
+            missing: tuple[Step, ...] = ()
+            if not whole:
+                missing = _steps_from(part, held.get(name))
+            for step in missing:
+                late = step != missing[-1]
+                updates.append(Update(name, DELTA, step.state, step.delta, late))
             if not missing:
-                updates.append(Update(name, VALUE, part.state, encode(part.tensors, "float32")))
+                value = encode(part.tensors, "float32")
+                updates.append(Update(name, VALUE, part.state, value))
         return updates
 
 
+def _worth_keeping(steps: tuple[Step, ...], tensors: Tensors) -> tuple[Step, ...]:
+    """Drop the oldest steps while all are larger than the tensors: then those are sent instead."""
+    whole = sum(tensor.nbytes for tensor in tensors.values())
+    while sum(step.delta.nbytes for step in steps) > whole and len(steps) > 1:
+        steps = steps[1:]
+    return steps
+
+
 def _steps_from(part: Part, held: PartState | None) -> tuple[Step, ...]:
-    """Return the steps from a held state to the present one; none when they are not kept any
-    longer.
-    """
+    """Return the steps from a held state to the present one; none when they are kept no longer."""
     for index, step in enumerate(part.steps):
         if step.before == held:
             return part.steps[index:]

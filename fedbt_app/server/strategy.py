@@ -52,13 +52,16 @@ class FedBT:
         dimensions = self.checkpoint.architecture.dimensions
         if self.config.max_length > dimensions.positions:
             raise FedBTError(
-                f"max-length={self.config.max_length} but {self.config.model} has {dimensions.positions} positions: "
-                "lower it"
+                f"max-length={self.config.max_length} "
+                f"but {self.config.model} has {dimensions.positions} positions: lower it"
             )
-        self.config.plan(dimensions.depth)
+        self.config.plan(dimensions.depth)  # refuses blocks that the model has not
 
     def start(
-        self, grid: Grid, hooks: Hooks | None = None, stopped: Progress | None = None
+        self,
+        grid: Grid,
+        hooks: Hooks | None = None,
+        stopped: Progress | None = None,
     ) -> Rounds:
         """Do all rounds, or those that a stopped run had yet to do; returns them, done.
 
@@ -69,7 +72,10 @@ class FedBT:
             or the stopped run had another base.
         """
         hooks = hooks or Hooks()
-        rounds = self._resume(grid, hooks, stopped) if stopped else self._begin(grid, hooks)
+        if stopped:
+            rounds = self._resume(grid, hooks, stopped)
+        else:
+            rounds = self._begin(grid, hooks)
         rounds.run()
         return rounds
 
@@ -79,9 +85,9 @@ class FedBT:
         roster = Roster(self.config, self.checkpoint, uuid.uuid4().hex, labels)
         roster.gather(grid, outcome.cost)
         state = GlobalState(self.checkpoint, self.config.codec, self._optimizer())
-        rounds = self._rounds(
-            self._dialogue(grid, roster, state, outcome), hooks, len(set(grid.get_node_ids()))
-        )
+        dialogue = self._dialogue(grid, roster, state, outcome)
+        nodes = len(set(grid.get_node_ids()))
+        rounds = self._rounds(dialogue, hooks, nodes)
         rounds.introduce(HEAD)
         rounds.initial.update(hooks.evaluate(rounds.weights))
         log.info("fedbt: %s", BeforeTraining(Metrics(rounds.initial)))
@@ -95,40 +101,64 @@ class FedBT:
         roster.gather(grid, outcome.cost)
         roster.refusals[:0] = stopped.refusals
         state = GlobalState(
-            self.checkpoint, self.config.codec, self._optimizer(), dict(stopped.parts)
+            self.checkpoint,
+            codec=self.config.codec,
+            optimizer=self._optimizer(),
+            parts=dict(stopped.parts),
         )
-        rounds = self._rounds(self._dialogue(grid, roster, state, outcome), hooks, stopped.nodes)
+        dialogue = self._dialogue(grid, roster, state, outcome)
+        rounds = self._rounds(dialogue, hooks, stopped.nodes)
         rounds.initial.update(stopped.initial)
         for mechanism, memory in zip(rounds.mechanisms, stopped.mechanisms, strict=True):
             mechanism.memory = memory
-        cost = outcome.cost
+        self._tell(outcome)
+        return rounds
+
+    def _tell(self, outcome: Outcome) -> None:
         went_on = WentOn(
             round=len(outcome.rounds),
             rounds=self.config.num_rounds,
-            tflop=cost.train_flops / 1e12,
-            mb_up=cost.uplink_bytes / 1e6,
-            mb_down=cost.downlink_bytes / 1e6,
+            tflop=outcome.cost.train_flops / 1e12,
+            mb_up=outcome.cost.uplink_bytes / 1e6,
+            mb_down=outcome.cost.downlink_bytes / 1e6,
         )
         log.info("fedbt: %s", went_on)
-        return rounds
 
     def _dialogue(
-        self, grid: Grid, roster: Roster, state: GlobalState, outcome: Outcome
+        self,
+        grid: Grid,
+        roster: Roster,
+        state: GlobalState,
+        outcome: Outcome,
     ) -> Dialogue:
         """Settle the label set, now that the clients are known, and with it the model."""
-        weights = Weights(
-            self.checkpoint, state.tensors, model_spec(self.config, self._labels(roster))
+        spec = model_spec(self.config, self._labels(roster))
+        return Dialogue(
+            grid=grid,
+            roster=roster,
+            state=state,
+            weights=Weights(self.checkpoint, state.tensors, spec),
+            outcome=outcome,
+            timeout=self.config.round_timeout,
         )
-        return Dialogue(grid, roster, state, weights, outcome, self.config.round_timeout)
 
     def _rounds(self, dialogue: Dialogue, hooks: Hooks, nodes: int) -> Rounds:
-        return Rounds(self.config, dialogue, mechanisms(self.config), nodes, hooks)
+        return Rounds(
+            config=self.config,
+            dialogue=dialogue,
+            mechanisms=mechanisms(self.config),
+            nodes=nodes,
+            hooks=hooks,
+        )
 
     def _labels(self, roster: Roster) -> tuple[str, ...]:
-        reported = [
-            participant.capabilities.label_counts for participant in roster.participants.values()
-        ]
-        return roster.labels or TASKS[self.config.task].merged_labels([*reported, self.test_labels])
+        if roster.labels:
+            return roster.labels
+        reported: list[Iterable[str]] = []
+        for participant in roster.participants.values():
+            reported.append(participant.capabilities.label_counts)
+        reported.append(self.test_labels)
+        return TASKS[self.config.task].merged_labels(reported)
 
     def _optimizer(self) -> ServerOptimizer:
         return made(OPTIMIZERS, self.config.server_optimizer, self.config)
@@ -137,6 +167,7 @@ class FedBT:
         mine = self.checkpoint.fingerprint(TASKS[self.config.task].head)
         if stopped.fingerprint != mine:
             raise FedBTError(
-                f"the stopped run started from another base: it was {stopped.fingerprint[:12]}, {self.config.model!r} "
-                f"is {mine[:12]} now; put the same checkpoint there"
+                "the stopped run started from another base: "
+                f"it was {stopped.fingerprint[:12]}, {self.config.model!r} is {mine[:12]} now; "
+                "put the same checkpoint there"
             )

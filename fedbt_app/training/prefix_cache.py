@@ -53,7 +53,13 @@ class PrefixCache:
     hits, fills : examples read and written by this object
     """
 
-    def __init__(self, folder: Path, depth: int, lengths: Sequence[int], hidden: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        depth: int,
+        lengths: Sequence[int],
+        hidden: int,
+    ) -> None:
         self.depth = depth
         self.hits = 0
         self.fills = 0
@@ -69,7 +75,11 @@ class PrefixCache:
 
     @classmethod
     def open(
-        cls, root: Path, blocks: FrozenBlocks, rows: Sequence[Any], budget: int
+        cls,
+        root: Path,
+        blocks: FrozenBlocks,
+        rows: Sequence[Any],
+        budget: int,
     ) -> "PrefixCache | None":
         """Open the cache for `rows`; None when there is nothing to keep, or more than `budget`."""
         lengths = [len(row["input_ids"]) for row in rows]
@@ -97,7 +107,8 @@ class PrefixCache:
         """Return the examples' states (B, T, H), zeros for padding; None if any are missing."""
         if not all(self._filled[row] for row in batch.rows):
             return None
-        states = np.zeros((*batch.input_ids.shape, self._hidden), dtype=np.float32)
+        size, length = batch.input_ids.shape
+        states = np.zeros((size, length, self._hidden), dtype=np.float32)
         for index, row in enumerate(batch.rows):
             slab = states[index, : self._lengths[row]]
             target = slab.reshape(-1).view(np.uint8).data  # a view: the file is read into `states`

@@ -22,16 +22,28 @@ class Exchange:
     asking cannot hold up the round.
     """
 
-    def __init__(self, grid: Grid, message_type: str, group: str, timeout: float) -> None:
-        self._grid, self._type, self._group, self._timeout = grid, message_type, group, timeout
+    def __init__(
+        self,
+        grid: Grid,
+        message_type: str,
+        group: str,
+        timeout: float,
+    ) -> None:
+        self._grid = grid
+        self._type = message_type
+        self._group = group
+        self._timeout = timeout
         self._waiting: dict[str, int] = {}  # message id -> node id
         self.undelivered: list[int] = []  # nodes whose message Flower did not take
 
     def send(self, node: int, content: RecordDict) -> int:
-        """Send `content` to `node`; returns the serialised bytes of the message, 0 if Flower did
-        not take it.
-        """
-        message = Message(content, dst_node_id=node, message_type=self._type, group_id=self._group)
+        """Send `content` to `node`; returns its serialised bytes, 0 if Flower did not take it."""
+        message = Message(
+            content,
+            dst_node_id=node,
+            message_type=self._type,
+            group_id=self._group,
+        )
         # Measured before it is handed over: a simulation's workers pickle this very object, and
         # measuring it meanwhile changes it under their hands.
         size = serialised_bytes(message)
@@ -43,9 +55,7 @@ class Exchange:
         return size
 
     def replies(self) -> Iterator[tuple[int, Message]]:
-        """Yield (node, reply) until every message is answered, or the time is up and no answer lies
-        at the server.
-        """
+        """Yield (node, reply) until all are answered, or the time is up and no answer lies ready."""
         deadline = time.monotonic() + self._timeout
         while self._waiting:
             # looked at before pulling: what came in time is taken all the same
@@ -61,14 +71,11 @@ class Exchange:
             time.sleep(POLL_SECONDS)
 
     def _pulled(self) -> Iterator[tuple[int, Message]]:
-        """Yield the replies that lie at the server by now, in the order in which their nodes were
-        asked.
-        """
+        """Yield the replies that lie at the server by now, in the order of asking."""
         # asked for one by one: all at once would be in memory at once
         for identifier in list(self._waiting):
             for reply in self._grid.pull_messages([identifier]):
-                # an answer that the link makes for a dead node comes from nobody: go by what it
-                # answers
+                # the link's own answer for a dead node names no sender: go by what it answers
                 node = self._waiting.pop(reply.metadata.reply_to_message_id, None)
                 if node is not None:
                     yield node, reply

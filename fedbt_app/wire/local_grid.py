@@ -21,9 +21,11 @@ from flwr.supercore.task_identity import TaskIdentity
 def over_the_wire(message: Message) -> Message:
     """Return `message` as the other side gets it: serialised by Flower, and read back."""
     with no_object_id_recompute():
-        contents = {name: item.deflate() for name, item in get_all_nested_objects(message).items()}
+        objects = get_all_nested_objects(message)
+        contents = {name: item.deflate() for name, item in objects.items()}
         arrived = inflate_object_from_contents(message.object_id, contents)
     assert isinstance(arrived, Message)
+    # the id that a SuperLink would set; the class has no public way to
     arrived.metadata.__dict__["_message_id"] = message.object_id
     return arrived
 
@@ -32,10 +34,18 @@ class LocalGrid(Grid):
     """Answers messages by calling the client app `app`; `nodes` maps node id to node config."""
 
     def __init__(
-        self, app: ClientApp, run_config: dict[str, Any], nodes: dict[int, dict[str, Any]]
+        self,
+        app: ClientApp,
+        run_config: dict[str, Any],
+        nodes: dict[int, dict[str, Any]],
     ) -> None:
-        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
-        self.app, self.run_config, self.nodes = app, run_config, nodes
+        # of which a new message takes where it comes from
+        TaskIdentity.run_id = 1
+        TaskIdentity.task_id = 1
+        TaskIdentity.node_id = 1
+        self.app = app
+        self.run_config = run_config
+        self.nodes = nodes
         self._replies: dict[str, Message] = {}
 
     def set_run(self, run: Any) -> None:
@@ -68,24 +78,32 @@ class LocalGrid(Grid):
             node = message.metadata.dst_node_id
             if node not in self.nodes:  # it is gone: nobody answers
                 continue
-            if (reply := self.answer(node, over_the_wire(message))) is not None:
+            reply = self.answer(node, over_the_wire(message))
+            if reply is not None:
                 self._replies[message.object_id] = over_the_wire(reply)
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         """Yield the answers to these messages, each once."""
-        return iter(
-            [self._replies.pop(name) for name in list(message_ids) if name in self._replies]
-        )
+        there = [name for name in message_ids if name in self._replies]
+        return iter([self._replies.pop(name) for name in there])
 
     def answer(self, node: int, message: Message) -> Message | None:
         """Return the reply of `node`; None when it gives none."""
-        return self.app(message, Context(1, node, self.nodes[node], RecordDict(), self.run_config))
+        context = Context(
+            run_id=1,
+            node_id=node,
+            node_config=self.nodes[node],
+            state=RecordDict(),
+            run_config=self.run_config,
+        )
+        return self.app(message, context)
 
 
 def simulated(count: int, **extra: Any) -> dict[int, dict[str, Any]]:
     """Return the node configs of `count` simulated clients."""
-    return {
-        10 + index: {"partition-id": index, "num-partitions": count, **extra}
-        for index in range(count)
-    }
+    nodes = {}
+    for index in range(count):
+        node = 10 + index  # not the number of its part: those two must not be mixed up
+        nodes[node] = {"partition-id": index, "num-partitions": count, **extra}
+    return nodes

@@ -34,7 +34,11 @@ from fedbt_app.wire.records import (
 )
 from fedbt_app.wire.updates import DELTA, VALUE, Update
 
-OK, LACKING, FAILED = "ok", "lacking", "failed"
+OK = "ok"
+LACKING = "lacking"
+FAILED = "failed"
+# Of a client's Capabilities: what has a record of its own.
+STRUCTURED = ("label_counts", "fit", "held")  # what has a record of its own
 # of any kind, from one client: sums and shares of more are no numbers any longer
 LARGEST_COUNT = 1e15  # of an evaluation: sums of such are exact, and no site has so many rows
 MOST_COUNTS = 3 * MOST_LABELS + 10  # names in it: true, predicted and hit for each label
@@ -52,9 +56,7 @@ class Sync:
 
 @dataclass(frozen=True)
 class Request:
-    """What the server asks. A query brings no more than the lineage; `plan` is for
-    training only.
-    """
+    """What the server asks: a query with no more than the lineage, training with a `plan` too."""
 
     sync: Sync
     labels: tuple[str, ...] = ()
@@ -66,7 +68,8 @@ class Reply:
     """What a client answers to any request.
 
     status OK, LACKING (the pool is not as expected: `held` says what it has; send the rest), or
-    FAILED (`error` says why, in one line, and `name` who). `tally` are an evaluation's counts, which add up over sites.
+    FAILED (`error` says why, in one line, and `name` who). `tally` are an evaluation's counts,
+    which add up over sites.
     """
 
     status: str = OK
@@ -96,46 +99,52 @@ class Capabilities:
     held: dict[str, PartState]
 
 
-# What has a record of its own in the answer to a query.
-APART = ("label_counts", "fit", "held")
-
-
 def request_record(request: Request) -> RecordDict:
     """Put a request into Flower records."""
     sync = request.sync
-    run = ConfigRecord({"lineage": sync.lineage, "labels": list(request.labels)})
-    updates = ConfigRecord(
-        {
-            "parts": [update.part for update in sync.updates],
-            "kinds": [update.kind for update in sync.updates],
-            "versions": [update.state.version for update in sync.updates],
-            "digests": [update.state.digest for update in sync.updates],
-        }
-    )
-    arrays, headers = encoded_records(
-        {step(update.part, update.state): update.encoded for update in sync.updates}
-    )
+    encoded = {}
+    for update in sync.updates:
+        encoded[step(update.part, update.state)] = update.encoded
+    arrays, headers = encoded_records(encoded)
+    run: dict[str, Any] = {
+        "lineage": sync.lineage,
+        "labels": list(request.labels),
+    }
     content = RecordDict(
         {
-            "run": run,
+            "run": ConfigRecord(run),
             "expected": states_record(sync.expected),
-            "updates": updates,
+            "updates": _updates_record(sync.updates),
             "headers": headers,
             "parts": arrays,
         }
     )
     if request.plan is not None:
-        plan = request.plan
-        content["plan"] = ConfigRecord(
-            {
-                "round": plan.round,
-                "local-blocks": list(plan.local_blocks),
-                "trained-blocks": list(plan.trained_blocks),
-                "embeddings": plan.embeddings,
-                "adapters": plan.adapters,
-            }
-        )
+        content["plan"] = _plan_record(request.plan)
     return content
+
+
+def _updates_record(updates: list[Update]) -> ConfigRecord:
+    return ConfigRecord(
+        {
+            "parts": [update.part for update in updates],
+            "kinds": [update.kind for update in updates],
+            "versions": [update.state.version for update in updates],
+            "digests": [update.state.digest for update in updates],
+        }
+    )
+
+
+def _plan_record(plan: RoundPlan) -> ConfigRecord:
+    return ConfigRecord(
+        {
+            "round": plan.round,
+            "local-blocks": list(plan.local_blocks),
+            "trained-blocks": list(plan.trained_blocks),
+            "embeddings": plan.embeddings,
+            "adapters": plan.adapters,
+        }
+    )
 
 
 def read_request(message: Message) -> Request:
@@ -144,47 +153,77 @@ def read_request(message: Message) -> Request:
 
 
 def _read_request(content: Any) -> Request:
-    run, updates, encoded = (
-        content["run"],
-        content["updates"],
-        read_encoded(content["parts"], content["headers"]),
-    )
-    states = [
-        PartState(count(v), of_type(d, str))
-        for v, d in zip(updates["versions"], updates["digests"], strict=True)
-    ]
-    listed = zip(updates["parts"], updates["kinds"], states, strict=True)
+    run = content["run"]
+    encoded = read_encoded(content["parts"], content["headers"])
     sync = Sync(
         lineage=of_type(run["lineage"], str),
-        updates=[
-            Update(part, one_of(kind, (DELTA, VALUE)), state, encoded[step(part, state)])
-            for part, kind, state in listed
-        ],
+        updates=_read_updates(content["updates"], encoded),
         expected=read_states(content["expected"]),
     )
     plan = None
     if "plan" in content:
-        raw = content["plan"]
-        plan = RoundPlan(
-            round=of_type(raw["round"], int),
-            local_blocks=tuple(map(int, raw["local-blocks"])),
-            trained_blocks=tuple(map(int, raw["trained-blocks"])),
-            embeddings=of_type(raw["embeddings"], bool),
-            adapters=of_type(raw["adapters"], bool),
+        plan = _read_plan(content["plan"])
+    labels = tuple(map(str, run["labels"]))
+    return Request(sync, labels, plan)
+
+
+def _read_updates(record: Any, encoded: Mapping[str, Encoded]) -> list[Update]:
+    listed = zip(
+        record["parts"],
+        record["kinds"],
+        record["versions"],
+        record["digests"],
+        strict=True,
+    )
+    updates = []
+    for part, kind, version, digest in listed:
+        state = PartState(count(version), of_type(digest, str))
+        update = Update(
+            part=part,
+            kind=one_of(kind, (DELTA, VALUE)),
+            state=state,
+            encoded=encoded[step(part, state)],
         )
-    return Request(sync, tuple(map(str, run["labels"])), plan)
+        updates.append(update)
+    return updates
+
+
+def _read_plan(record: Any) -> RoundPlan:
+    return RoundPlan(
+        round=of_type(record["round"], int),
+        local_blocks=tuple(map(int, record["local-blocks"])),
+        trained_blocks=tuple(map(int, record["trained-blocks"])),
+        embeddings=of_type(record["embeddings"], bool),
+        adapters=of_type(record["adapters"], bool),
+    )
 
 
 def reply_message(reply: Reply, message: Message) -> Message:
     """Answer `message`; the reply states its own serialised size, and the request's."""
-    arrays, headers = encoded_records(reply.deltas or {})
+    deltas = reply.deltas or {}
+    content = _reply_content(reply, deltas)
     costs = replace(
         reply.costs,
         downlink_payload_bytes=payload_bytes(message.content),
         downlink_serialised_bytes=serialised_bytes(message),
-        uplink_payload_bytes=sum(encoded.nbytes for encoded in (reply.deltas or {}).values()),
+        uplink_payload_bytes=sum(encoded.nbytes for encoded in deltas.values()),
     )
-    content = RecordDict(
+
+    def with_costs(measured: ClientCosts) -> Message:
+        # as floats, whose encoding has one size: stating the size does not change it
+        record = MetricRecord()
+        for name, value in asdict(measured).items():
+            record[name] = float(value)
+        content["costs"] = record
+        return Message(content, reply_to=message)
+
+    size = serialised_bytes(with_costs(costs))
+    return with_costs(replace(costs, uplink_serialised_bytes=size))
+
+
+def _reply_content(reply: Reply, deltas: Mapping[str, Encoded]) -> RecordDict:
+    arrays, headers = encoded_records(deltas)
+    return RecordDict(
         {
             "reply": ConfigRecord(
                 {"status": reply.status, "error": reply.error, "name": reply.name}
@@ -197,15 +236,6 @@ def reply_message(reply: Reply, message: Message) -> Message:
             "parts": arrays,
         }
     )
-
-    def with_costs(measured: ClientCosts) -> Message:
-        # as floats, whose encoding has one size: stating the size does not change it
-        content["costs"] = MetricRecord(
-            {name: float(value) for name, value in asdict(measured).items()}
-        )
-        return Message(content, reply_to=message)
-
-    return with_costs(replace(costs, uplink_serialised_bytes=serialised_bytes(with_costs(costs))))
 
 
 def read_reply(message: Message) -> Reply:
@@ -221,45 +251,56 @@ def read_reply(message: Message) -> Reply:
 
 
 def _read_reply(content: Any) -> Reply:
-    kinds: dict[str, Any] = {spec.name: spec.type for spec in fields(ClientCosts)}  # int or float
-    costs = content["costs"]
-    for name in kinds:
-        if not 0 <= costs[name] <= LARGEST_COST:  # NaN is neither
-            raise ValueError(f"cost {name} is not a number of zero or more")
+    costs = _read_costs(content["costs"])
+    metrics = {}
+    for name, value in content["metrics"].items():
+        metrics[metric(name)] = float(value)
+    answer = content["reply"]
     return Reply(
-        status=one_of(content["reply"]["status"], (OK, LACKING, FAILED)),
-        error=one_line(content["reply"]["error"]),
+        status=one_of(answer["status"], (OK, LACKING, FAILED)),
+        error=one_line(answer["error"]),
         held=read_states(content["held"]),
         examples=count(content["counts"]["num-examples"]),
-        metrics={metric(name): float(value) for name, value in content["metrics"].items()},
+        metrics=metrics,
         tally=_read_tally(content["tally"]),
-        costs=ClientCosts(**{name: kind(costs[name]) for name, kind in kinds.items()}),
+        costs=costs,
         deltas=read_encoded(content["parts"], content["headers"]),
     )
 
 
-def _read_tally(record: Mapping[str, float]) -> dict[str, float]:
+def _read_tally(record: Any) -> dict[str, float]:
     """Read an evaluation's counts; FedBTError where one of them is no count."""
     tally = {metric(name): float(value) for name, value in record.items()}
-    if len(tally) > MOST_COUNTS or not all(0 <= value <= LARGEST_COUNT for value in tally.values()):
-        raise FedBTError(
-            "gave scores that are no counts: its evaluation is left out"
-        )  # NaN is none, too
+    in_range = all(0 <= value <= LARGEST_COUNT for value in tally.values())  # NaN is not
+    if len(tally) > MOST_COUNTS or not in_range:
+        raise FedBTError("gave scores that are no counts: its evaluation is left out")
     return tally
+
+
+def _read_costs(record: Any) -> ClientCosts:
+    costs: dict[str, Any] = {}
+    for spec in fields(ClientCosts):
+        value = record[spec.name]
+        if not 0 <= value <= LARGEST_COST:  # NaN is neither
+            raise ValueError(f"cost {spec.name} is not a number of zero or more")
+        kind: Any = spec.type  # int or float: all travel as floats
+        costs[spec.name] = kind(value)
+    return ClientCosts(**costs)
 
 
 def capabilities_message(capabilities: Capabilities, message: Message) -> Message:
     """Answer a query."""
-    plain = {name: value for name, value in asdict(capabilities).items() if name not in APART}
+    plain = asdict(capabilities)
+    for name in STRUCTURED:
+        del plain[name]
+    labels: dict[str, Any] = {
+        "names": list(capabilities.label_counts),
+        "counts": list(capabilities.label_counts.values()),
+    }
     content = RecordDict(
         {
             "capabilities": ConfigRecord(plain),
-            "labels": ConfigRecord(
-                {
-                    "names": list(capabilities.label_counts),
-                    "counts": list(capabilities.label_counts.values()),
-                }
-            ),
+            "labels": ConfigRecord(labels),
             "fit": ConfigRecord(asdict(capabilities.fit)),
             "held": states_record(capabilities.held),
             "reply": ConfigRecord({"status": OK, "error": ""}),
@@ -289,36 +330,49 @@ def read_capabilities(message: Message) -> Capabilities:
 
 def _read_capabilities(content: Any) -> Capabilities:
     if one_of(content["reply"]["status"], (OK, FAILED)) == FAILED:
-        raise FedBTError(one_line(content["reply"]["error"]) or "the client gives no reason")
-    plain, labels = content["capabilities"], content["labels"]
-    wanted = {spec.name: spec.type for spec in fields(Capabilities) if spec.name not in APART}
-    values: dict[str, Any] = {name: of_type(plain[name], kind) for name, kind in wanted.items()}  # type: ignore[arg-type]
+        reason = one_line(content["reply"]["error"])
+        raise FedBTError(reason or "the client gives no reason")
+    plain = content["capabilities"]
+    values: dict[str, Any] = {}
+    for spec in fields(Capabilities):
+        if spec.name not in STRUCTURED:
+            kind: Any = spec.type
+            values[spec.name] = of_type(plain[spec.name], kind)
     for name in ("examples", "heldout", "local_depth"):
         count(values[name])
-    values |= {name: one_line(values[name]) for name in ("name", "base", "device")}
-    names, counts = labels["names"], labels["counts"]
-    if len(names) > MOST_LABELS or any(
-        one_line(name) != name or len(name) > LONGEST_LABEL for name in names
-    ):
-        raise FedBTError(
-            f"it has more than {MOST_LABELS} labels, or one that is no name: check its label-column"
-        )
+    for name in ("name", "base", "device"):
+        values[name] = one_line(values[name])
     return Capabilities(
         **values,
-        label_counts={name: count(number) for name, number in zip(names, counts, strict=True)},
-        fit=Fit(**{spec.name: count(content["fit"][spec.name]) for spec in fields(Fit)}),
+        label_counts=_read_label_counts(content["labels"]),
+        fit=_read_fit(content["fit"]),
         held=read_states(content["held"]),
     )
 
 
+def _read_fit(record: Any) -> Fit:
+    return Fit(**{spec.name: count(record[spec.name]) for spec in fields(Fit)})
+
+
+def _read_label_counts(record: Any) -> dict[str, int]:
+    names = record["names"]
+    named = all(one_line(name) == name and len(name) <= LONGEST_LABEL for name in names)
+    if len(names) > MOST_LABELS or not named:
+        raise FedBTError(
+            f"it has more than {MOST_LABELS} labels, or one that is no name: check its label-column"
+        )
+    counts = map(count, record["counts"])
+    return dict(zip(names, counts, strict=True))
+
+
 def payload_bytes(content: RecordDict) -> int:
     """Return the bytes of tensor data in a message, without names, headers or framing."""
-    return sum(viewed(array).nbytes for array in content.array_records.get("parts", {}).values())
+    arrays: Mapping[str, Any] = content.array_records.get("parts", {})
+    return sum(viewed(array).nbytes for array in arrays.values())
 
 
 def _refuse_errors(message: Message) -> None:
     """Raise for an answer that Flower made because the node gave none."""
     if message.has_error():
-        raise FedBTError(
-            f"no answer from the node ({one_line(message.error.reason or 'reason unknown')})"
-        )
+        reason = one_line(message.error.reason or "reason unknown")
+        raise FedBTError(f"no answer from the node ({reason})")

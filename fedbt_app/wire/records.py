@@ -1,5 +1,4 @@
-"""Values inside Flower's records: how parts, states and text are written there, and checked when
-they are read.
+"""Values inside Flower's records: how parts, states and text are written, and checked when read.
 
 Nothing is unpickled; a value of another type, size or sign than it should have is an error, which
 `checked` words.
@@ -33,39 +32,43 @@ def serialised_bytes(message: Message) -> int:
     Uses private functions of Flower, as there is no public one.
     """
     with no_object_id_recompute():  # else every level hashes all levels below it again
-        objects = get_all_nested_objects(message)
         tree: int = get_object_tree(message).ByteSize()
+        objects = get_all_nested_objects(message)
         return tree + sum(len(item.deflate()) for item in objects.values())
 
 
 def encoded_records(encoded: Mapping[str, Encoded]) -> tuple[ArrayRecord, ConfigRecord]:
     """Write encoded parts: their arrays, and their headers."""
-    arrays = {
-        f"{part}/{name}": Array(array)
-        for part, item in encoded.items()
-        for name, array in item.arrays.items()
-    }
-    return ArrayRecord(arrays), ConfigRecord({part: item.header for part, item in encoded.items()})
+    arrays = {}
+    headers: dict[str, Any] = {}
+    for part, item in encoded.items():
+        headers[part] = item.header
+        for name, array in item.arrays.items():
+            arrays[f"{part}/{name}"] = Array(array)
+    return ArrayRecord(arrays), ConfigRecord(headers)
 
 
 def read_encoded(arrays: Mapping[str, Any], headers: Mapping[str, Any]) -> dict[str, Encoded]:
-    """Read what `encoded_records` wrote; a part that has only one of the two is left to the codec
-    to refuse.
-    """
+    """Read what `encoded_records` wrote; the codec refuses a part that has only one of the two."""
     grouped: dict[str, dict[str, np.ndarray]] = {}
     for name, stored in arrays.items():
         part, _, key = name.rpartition("/")
         grouped.setdefault(part, {})[key] = viewed(stored)
-    return {
-        part: Encoded(grouped.pop(part, {}), of_type(headers[part], str)) for part in headers
-    } | {part: Encoded(alone, "") for part, alone in grouped.items()}
+    encoded = {}
+    for part, header in headers.items():
+        own = grouped.pop(part, {})
+        encoded[part] = Encoded(own, of_type(header, str))
+    for part, alone in grouped.items():
+        encoded[part] = Encoded(alone, "")
+    return encoded
 
 
 def states_record(states: Mapping[str, PartState]) -> ConfigRecord:
     """Write which state of each part is held, or expected."""
-    return ConfigRecord(
-        {part: json.dumps([state.version, state.digest]) for part, state in states.items()}
-    )
+    texts: dict[str, Any] = {}
+    for part, state in states.items():
+        texts[part] = json.dumps([state.version, state.digest])
+    return ConfigRecord(texts)
 
 
 def read_states(record: Mapping[str, Any]) -> dict[str, PartState]:
@@ -78,31 +81,29 @@ def read_states(record: Mapping[str, Any]) -> dict[str, PartState]:
 
 
 def checked(what: str, read: Callable[[], T]) -> T:
-    """Return what `read` does; FedBTError, one line about `what`, for anything that goes wrong
-    there.
-    """
+    """Return what `read` does; FedBTError, one line about `what`, for all that goes wrong there."""
     try:
         return read()
     except FedBTError:
         raise
-    except Exception as reason:  # whatever a stranger's message makes go wrong
-        detail = f"missing {reason}" if isinstance(reason, KeyError) else type(reason).__name__
-        raise FedBTError(
-            f"{what} is malformed ({detail}): run the same FedBT version on both sides"
-        ) from None
+    except KeyError as key:
+        detail = f"missing {key}"
+    except Exception as reason:  # whatever else a stranger's message makes go wrong
+        detail = type(reason).__name__
+    raise FedBTError(f"{what} is malformed ({detail}): run the same FedBT version on both sides")
 
 
 def viewed(array: Any) -> np.ndarray:
-    """View the data of a Flower array without copying; ValueError when it is not exactly as long as
-    it says.
-    """
+    """View a Flower array's data without a copy; ValueError when it is not as long as it says."""
     stream = io.BytesIO(array.data)
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("an array of an unknown format")
     shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(array.data) - stream.tell():
+    begin = stream.tell()
+    said = math.prod(shape) * dtype.itemsize
+    if dtype.hasobject or said != len(array.data) - begin:
         raise ValueError("an array of another length than it says")
-    return np.frombuffer(array.data, dtype, offset=stream.tell()).reshape(shape)
+    return np.frombuffer(array.data, dtype, offset=begin).reshape(shape)
 
 
 def step(part: str, state: PartState) -> str:
@@ -111,10 +112,10 @@ def step(part: str, state: PartState) -> str:
 
 
 def one_line(text: Any) -> str:
-    """Return text that cannot look like more than one line of the log, nor move a terminal's
-    cursor.
-    """
-    return "".join(filter(str.isprintable, " ".join(of_type(text, str).split())))[:500]
+    """Return text that cannot look like several lines of the log, nor move a terminal's cursor."""
+    words = " ".join(of_type(text, str).split())
+    printable = "".join(filter(str.isprintable, words))
+    return printable[:500]
 
 
 def metric(name: str) -> str:
