@@ -38,11 +38,11 @@ OK = "ok"
 LACKING = "lacking"
 FAILED = "failed"
 # Of a client's Capabilities: what has a record of its own.
-STRUCTURED = ("label_counts", "fit", "held")  # what has a record of its own
-# of any kind, from one client: sums and shares of more are no numbers any longer
+STRUCTURED = ("label_counts", "fit", "held")
+# Of any kind, from one client: sums and shares of more are no numbers any longer.
+LARGEST_COST = 1e24
 LARGEST_COUNT = 1e15  # of an evaluation: sums of such are exact, and no site has so many rows
 MOST_COUNTS = 3 * MOST_LABELS + 10  # names in it: true, predicted and hit for each label
-LARGEST_COST = 1e24
 
 
 @dataclass(frozen=True)
