@@ -25,5 +25,5 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run(grid: Grid, config: RunConfig) -> dict[str, Any]:
-    """Train or go on where a run stopped, export the model, write the report; returns the report."""
+    """Train (or go on where a run stopped), export the model, write the report and return it."""
     return Job(config).run(grid)

@@ -170,7 +170,9 @@ def _systems_above(stanzas: Mapping[str, Fields]) -> dict[str, frozenset[str]]:
     # cached, as most terms share their ancestors
     @cache
     def found(term_id: str) -> frozenset[str]:
-        systems = {names[term_id]} if term_id in names else set()
+        systems: set[str] = set()
+        if term_id in names:
+            systems.add(names[term_id])
         for parent in parents.get(term_id, ()):
             systems |= found(parent)
         return frozenset(systems)

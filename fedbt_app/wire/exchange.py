@@ -55,7 +55,7 @@ class Exchange:
         return size
 
     def replies(self) -> Iterator[tuple[int, Message]]:
-        """Yield (node, reply) until all are answered, or the time is up and no answer lies ready."""
+        """Yield (node, reply) until all have answered, or the time is up and no answer is there."""
         deadline = time.monotonic() + self._timeout
         while self._waiting:
             # looked at before pulling: what came in time is taken all the same
