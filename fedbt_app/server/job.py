@@ -51,7 +51,8 @@ class Job:
         self._fingerprint = self._checkpoint.fingerprint(TASKS[config.task].head)
         self._reference = self._measured_reference()
         self._test = CentralTest(config, self._checkpoint)
-
+        for warning in (*self._checkpoint.tokenizer_facts.warnings, *self._test.fit.warnings):
+            log.warning("fedbt: %s", warning)
         self._strategy = FedBT(config, self._checkpoint, self._test.label_counts)
 
     def run(self, grid: Grid) -> dict[str, Any]:
@@ -116,6 +117,7 @@ class Job:
             refused=[asdict(refusal) for refusal in rounds.roster.refusals],
             data=examples.describe(config),
             base_fingerprint=self._fingerprint,
+            tokenizer_fingerprint=self._checkpoint.tokenizer_facts.fingerprint,
             labels=list(rounds.labels),
             model_dir=str(self._folder / "model"),
             config=config.values(),

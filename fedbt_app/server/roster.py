@@ -143,6 +143,7 @@ class Roster:
                 f"{capabilities.fingerprint[:12]}, the run's {self.config.model!r} is {mine[:12]}; "
                 "give it the same checkpoint (model-path)"
             )
+        self._check_tokenizer(capabilities)
         if not capabilities.examples:
             raise FedBTError(f"{capabilities.name} has no training examples: check its data")
         for other in [
@@ -167,6 +168,15 @@ class Roster:
             capabilities.heldout,
             capabilities.device,
         )
+
+    def _check_tokenizer(self, capabilities: Capabilities) -> None:
+        mine = self.checkpoint.tokenizer_facts
+        if capabilities.tokenizer != mine.fingerprint:
+            raise FedBTError(
+                f"{capabilities.name} makes other word pieces of its text: its tokenizer is "
+                f"{capabilities.tokenizer[:12]} ({capabilities.tokenizer_description}), the run's is "
+                f"{mine.fingerprint[:12]} ({mine.description}); give it the same tokenizer files (model-path)"
+            )
 
     def chosen(self, round_: int, attempt: int = 0) -> list[Participant]:
         """Choose the clients of a round's first or repeated attempt, by name and seed: the same in

@@ -81,11 +81,18 @@ class Reply:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """A client's answer to the query: names and counts, no text."""
+    """A client's answer to the query: names and counts, no text.
+
+    Attributes
+    ----------
+    fingerprint, tokenizer : of the base's weights, and of what its tokenizer does
+    """
 
     name: str
     fingerprint: str
     base: str
+    tokenizer: str
+    tokenizer_description: str
     examples: int
     heldout: int
     local_depth: int
@@ -97,6 +104,7 @@ class Capabilities:
 
 # What has a record of its own in the answer to a query.
 APART = ("label_counts", "fit", "held")
+ONE_LINE = ("name", "base", "tokenizer_description", "device")
 
 
 def request_record(request: Request) -> RecordDict:
@@ -284,7 +292,7 @@ def _read_capabilities(content: Any) -> Capabilities:
     values: dict[str, Any] = {name: of_type(plain[name], kind) for name, kind in wanted.items()}  # type: ignore[arg-type]
     for name in ("examples", "heldout", "local_depth"):
         count(values[name])
-    values |= {name: one_line(values[name]) for name in ("name", "base", "device")}
+    values |= {name: one_line(values[name]) for name in ONE_LINE}
     names, counts = labels["names"], labels["counts"]
     if len(names) > MOST_LABELS or any(
         one_line(name) != name or len(name) > LONGEST_LABEL for name in names
