@@ -32,7 +32,8 @@ class Architecture:
         Raises
         ------
         FedBTError
-            For a model type that no family here has, and for an incomplete config.
+            For a model type that no family here has, for an incomplete config, and for one of a
+            model that would not be trained as what it is.
         """
         kind = config.get("model_type")
         if kind not in ENCODERS:
@@ -42,6 +43,7 @@ class Architecture:
                 f"supported: {supported} - choose such a checkpoint"
             )
         encoder = ENCODERS[kind]
+        encoder.check(config, source)
         return cls(
             encoder=encoder,
             dimensions=encoder.dimensions(config, source),

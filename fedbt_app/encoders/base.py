@@ -1,5 +1,6 @@
 """What a model family has to say of itself; all else follows from transformers' own model of it."""
 
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,22 @@ class Dimensions:
     positions: int
 
 
+@dataclass(frozen=True)
+class Demand:
+    """The one value of a config key with which a model is trained as what it is.
+
+    Attributes
+    ----------
+    value : it is the library's default, too
+    mend : why, and what to do about another value
+    head : the head that it matters to; None for any
+    """
+
+    value: Any
+    mend: str
+    head: HeadKind | None = None
+
+
 class Encoder(ABC):
     """A model family: where its parts are in transformers' model, and how a block and heads run.
 
@@ -52,6 +69,7 @@ class Encoder(ABC):
     identity
         config keys that change what the encoder computes, with the library's defaults: part of the
         fingerprint
+    demands : config keys that change it in a way that is not run here
     dropout_keys : config keys of all dropout probabilities
     adapted_modules : linear layers in a block that LoRA adapts
     skips_queries : whether the last block may compute its outputs only where the loss reads
@@ -67,6 +85,7 @@ class Encoder(ABC):
     dimension_keys: ClassVar[Mapping[str, str]]
     required_keys: ClassVar[tuple[str, ...]] = ()
     identity: ClassVar[Mapping[str, Any]]
+    demands: ClassVar[Mapping[str, Demand]] = {}
     dropout_keys: ClassVar[tuple[str, ...]]
     adapted_modules: ClassVar[tuple[str, ...]]
     skips_queries: ClassVar[bool] = False
@@ -117,6 +136,17 @@ class Encoder(ABC):
                     f"{source} has no {key!r} in its config.json: the checkpoint is incomplete"
                 )
         return Dimensions(**{field: int(config[key]) for field, key in keys.items()})
+
+    def check(self, config: Mapping[str, Any], source: str, head: HeadKind | None = None) -> None:
+        """Refuse a config that makes a model which would not be trained as what it is.
+
+        Without `head` that is any model of it, with one only those with that head.
+        """
+        for key, demand in self.demands.items():
+            value = config.get(key)
+            if demand.head == head and value not in (None, demand.value):
+                written = json.dumps(value)
+                raise FedBTError(f"{source} has {key}={written} in its config.json: {demand.mend}")
 
     # -- transformers' model -----------------------------------------------------------------------
 

@@ -183,6 +183,7 @@ class Checkpoint:
         return self._fingerprints[head]
 
     def _new_fingerprint(self, head: HeadKind) -> str:
+        self.architecture.encoder.check(self.config, str(self.folder), head)
         digest = hashlib.sha256()
         for name, default in self.architecture.encoder.identity.items():
             value = self.config.get(name, default)
@@ -190,8 +191,14 @@ class Checkpoint:
         model = self.architecture.model(head, num_labels=1)
         # what of the head the base lacks is no part of it: the server makes that
         made = self.architecture.head(head, num_labels=1).keys() - self._stored.keys()
+        by_label = self.architecture.label_tensors(head)
         for name in sorted(model.keys() - made):
             tensor = self.tensor(name)
+            if tensor.shape != model[name] and name not in by_label:
+                raise FedBTError(
+                    f"{self.folder}: {name} is {tuple(tensor.shape)}, by config.json it would be {model[name]}: "
+                    "put the config.json there that belongs to these weights"
+                )
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
