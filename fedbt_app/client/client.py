@@ -68,6 +68,10 @@ class Client:
 
     def capabilities(self, request: Request) -> Capabilities:
         """Say what this site has and can: names and counts only."""
+        return self.offer(self._pool(request).states())
+
+    def offer(self, held: Mapping[str, PartState]) -> Capabilities:
+        """Return all that the answer to a query says; `held` is what the pool holds."""
         for warning in (*self.checkpoint.tokenizer_facts.warnings, *self._data.fit.warnings):
             log.warning("fedbt: %s: %s", self.name, warning)
         return Capabilities(
@@ -82,7 +86,7 @@ class Client:
             device=str(self.device),
             label_counts=self._data.label_counts,
             fit=self._data.fit,
-            held=self._pool(request).states(),
+            held=dict(held),
         )
 
     def train(self, request: Request) -> Reply:

@@ -203,6 +203,14 @@ class Checkpoint:
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
+    def check_length(self, max_length: int) -> None:
+        """Refuse rows of more word pieces than there are positions."""
+        positions = self.architecture.dimensions.positions
+        if max_length > positions:
+            raise FedBTError(
+                f"max-length={max_length} but {self.folder} has {positions} positions: lower it"
+            )
+
     @property
     def file_id(self) -> str:
         """Path, size and time of the weights' file: tells files apart without reading them."""
