@@ -60,6 +60,8 @@ class Encoder(ABC):
     ----------
     title : what people call it
     model_types : values of config.json's `model_type` that are of this family
+    class_prefix
+        how the names of transformers' classes for it begin: tells a config.json without a type
     embeddings_at, blocks_at : dotted names of the embeddings' module and of the list of blocks
     bare_names
         beginnings of tensor names in a checkpoint of the encoder alone, which lack the model's
@@ -79,6 +81,7 @@ class Encoder(ABC):
 
     title: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
+    class_prefix: ClassVar[str] = ""
     embeddings_at: ClassVar[str]
     blocks_at: ClassVar[str]
     bare_names: ClassVar[tuple[str, ...]]
@@ -136,6 +139,11 @@ class Encoder(ABC):
                     f"{source} has no {key!r} in its config.json: the checkpoint is incomplete"
                 )
         return Dimensions(**{field: int(config[key]) for field, key in keys.items()})
+
+    def has_class(self, name: str) -> bool:
+        """Say whether transformers' class of that name makes a model of this family."""
+        kinds = rf"{re.escape(self.class_prefix)}(Model|LMHeadModel|For[A-Z]\w+)"
+        return bool(self.class_prefix) and bool(re.fullmatch(kinds, name))
 
     def check(self, config: Mapping[str, Any], source: str, head: HeadKind | None = None) -> None:
         """Refuse a config that makes a model which would not be trained as what it is.

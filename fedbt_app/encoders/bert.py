@@ -15,6 +15,7 @@ class Bert(Encoder):
 
     title = "BERT"
     model_types = ("bert",)
+    class_prefix = "Bert"
     embeddings_at = "bert.embeddings"
     blocks_at = "bert.encoder.layer"
     bare_names = ("embeddings.", "encoder.", "pooler.")

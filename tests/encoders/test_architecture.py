@@ -123,3 +123,14 @@ def test_an_untied_decoder_is_refused_by_the_head_that_has_one() -> None:
         ENCODER.check(untied, "some/model", head)
     with pytest.raises(FedBTError, match=r"some/model has tie_word_embeddings=false .*task=mlm"):
         ENCODER.check(untied, "some/model", HeadKind.MASKED_LM)
+
+
+def test_an_older_config_without_a_type_is_read_by_the_class_that_wrote_it() -> None:
+    untyped = {key: value for key, value in CONFIG.items() if key != "model_type"}
+    for name in ("BertModel", "BertForMaskedLM", "BertForPreTraining", "BertLMHeadModel"):
+        older = Architecture.from_config(untyped | {"architectures": [name]}, "some/model")
+        assert older.encoder is ENCODER
+        assert older.model(HeadKind.TOKEN, 2) == TINY.model(HeadKind.TOKEN, 2)
+    for others in (["BertGenerationEncoder"], ["RobertaModel"], ["BertModel", "Other"], [], None):
+        with pytest.raises(FedBTError, match=r'type None; supported: bert .* "model_type": "bert"'):
+            Architecture.from_config(untyped | {"architectures": others}, "some/model")
