@@ -3,45 +3,35 @@
 import platform
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fedbt_app.cli import superlink
 from fedbt_app.cli.app_folder import installed
-from fedbt_app.config import NO_DATA, RunConfig
+from fedbt_app.cli.check import data_findings, model_findings
+from fedbt_app.cli.findings import Finding, Mark
+from fedbt_app.config import RunConfig
 from fedbt_app.errors import FedBTError
-from fedbt_app.tasks import TASKS
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check."""
-
-    ok: bool
-    subject: str
-    detail: str
 
 
 def examine(config: RunConfig) -> list[Finding]:
     """Check installation, Flower's version, device, model, data and folders, each on its own."""
-    checks: dict[str, Callable[[RunConfig], str]] = {
-        "Python": _python,
-        "packages": _packages,
-        "device": _device,
-        "model": _model,
-        "data": _data,
-        "cache folder": lambda config: _writable(config.cache_folder),
-        "pool folder": lambda config: _writable(config.pool_folder),
-        "local SuperLink": _superlink,
-    }
     findings = []
-    for subject, check in checks.items():
-        try:
-            findings.append(Finding(True, subject, check(config)))
-        except FedBTError as error:
-            findings.append(Finding(False, subject, str(error)))
+    for subject, check in (("Python", _python), ("packages", _packages), ("device", _device)):
+        findings.append(_finding(subject, check, config))
+    findings += model_findings(config)
+    findings += data_findings(config)
+    findings.append(_finding("cache folder", lambda _: _writable(config.cache_folder), config))
+    findings.append(_finding("pool folder", lambda _: _writable(config.pool_folder), config))
+    findings.append(_finding("local SuperLink", _superlink, config))
     return findings
+
+
+def _finding(subject: str, check: Callable[[RunConfig], str], config: RunConfig) -> Finding:
+    try:
+        return Finding(Mark.OK, subject, check(config))
+    except FedBTError as error:
+        return Finding(Mark.FAILURE, subject, str(error))
 
 
 def _python(config: RunConfig) -> str:
@@ -76,23 +66,6 @@ def _device(config: RunConfig) -> str:
     if device.type == "cuda":
         return f"{device}: {torch.cuda.get_device_name(device)}"
     return f"{device}, {torch.get_num_threads()} threads"
-
-
-def _model(config: RunConfig) -> str:
-    from fedbt_app.model.checkpoint import Checkpoint, find_model
-
-    checkpoint = Checkpoint(find_model(config.model), config.cache_folder)
-    arch = checkpoint.architecture
-    fingerprint = checkpoint.fingerprint(TASKS[config.task].head)[:12]
-    return f"{config.model}: {arch.depth} blocks, hidden {arch.hidden}, fingerprint {fingerprint}"
-
-
-def _data(config: RunConfig) -> str:
-    from fedbt_app.data import examples
-
-    if config.dataset == NO_DATA:
-        return "none at the server"
-    return examples.describe(config)
 
 
 def _writable(folder: Path, mend: str = "set cache-dir and pool-dir") -> str:

@@ -1,6 +1,7 @@
-"""The `fedbt` command: run, plan, report, doctor, stop."""
+"""The `fedbt` command: run, plan, report, doctor, check, stop."""
 
 import argparse
+import os
 import signal
 import sys
 import tomllib
@@ -94,6 +95,11 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "--examples", type=int, default=1000, metavar="N", help="a client's rows (default 1000)"
     )
+
+
+def _add_check(check: argparse.ArgumentParser) -> None:
+    check.add_argument("path", type=Path, metavar="PATH", help="the site's file or folder")
+    _add_settings(check)
 
 
 def _add_stop(stop: argparse.ArgumentParser) -> None:
@@ -215,14 +221,23 @@ def _architecture(preset: str | None, model: str) -> "Architecture":
 
 def _doctor(options: argparse.Namespace) -> int:
     from fedbt_app.cli.doctor import examine
+    from fedbt_app.cli.findings import unlogged
 
-    findings = examine(RunConfig.load(settings_of(options)))
+    with unlogged():
+        findings = examine(RunConfig.load(settings_of(options)))
     for finding in findings:
-        mark = "FAIL"
-        if finding.ok:
-            mark = "ok  "
-        print(f"{mark} {finding.subject}: {finding.detail}")
+        print(finding)
     return int(not all(finding.ok for finding in findings))
+
+
+def _check(options: argparse.Namespace) -> int:
+    from fedbt_app.cli.check import check_site
+    from fedbt_app.cli.findings import unlogged
+
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported, which comes later
+    values = settings_of(options) | {"dataset": str(options.path.expanduser())}
+    with unlogged():
+        return check_site(options.path.expanduser(), RunConfig.load(values))
 
 
 def _stop(options: argparse.Namespace) -> None:
@@ -260,6 +275,11 @@ _COMMANDS: dict[str, tuple[str, _Command, _AddArguments]] = {
         "Check installation, device, Flower version, model and data path.",
         _doctor,
         _add_settings,
+    ),
+    "check": (
+        "Look at a site's data, offline: would it be accepted, and what would leave the site?",
+        _check,
+        _add_check,
     ),
     "stop": (
         "End the local SuperLink that `fedbt run` left running, and the run in it.",

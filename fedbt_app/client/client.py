@@ -71,19 +71,25 @@ class Client:
 
     def capabilities(self, request: Request) -> Capabilities:
         """Say what this site has and can: names and counts only."""
-        for warning in self._data.fit.warnings:
+        return self.offer(self._pool(request).states())
+
+    def offer(self, held: Mapping[str, PartState]) -> Capabilities:
+        """Return all that the answer to a query says; `held` is what the pool holds."""
+        for warning in (*self.checkpoint.tokenizer_facts.warnings, *self._data.fit.warnings):
             log.warning("fedbt: %s: %s", self.name, warning)
         return Capabilities(
             name=self.name,
             fingerprint=self.checkpoint.fingerprint(self.task.head),
             base=without_folders(self.config.model),
+            tokenizer=self.checkpoint.tokenizer_facts.fingerprint,
+            tokenizer_description=self.checkpoint.tokenizer_facts.description,
             examples=len(self._data.train),
             heldout=len(self._data.heldout),
             local_depth=self.config.local_depth,
             device=str(self.device),
             label_counts=self._data.label_counts,
             fit=self._data.fit,
-            held=self._pool(request).states(),
+            held=dict(held),
         )
 
     def train(self, request: Request) -> Reply:

@@ -36,7 +36,7 @@ _SHARD = re.compile(r"-[0-9]{5}-of-[0-9]{5}$")  # a split in several files, as t
 
 def readers(config: RunConfig) -> dict[str, Callable[[], Table]]:
     """Return a reader of each split that the data set has."""
-    wanted = _wanted(config)
+    wanted = wanted_of(config)
     if config.dataset == EMBEDDED:
         return {
             split: partial(table_of, rows, wanted, Notes())
@@ -66,7 +66,8 @@ def readers(config: RunConfig) -> dict[str, Callable[[], Table]]:
     }
 
 
-def _wanted(config: RunConfig) -> Wanted:
+def wanted_of(config: RunConfig) -> Wanted:
+    """Return what a run reads of the files of its data set."""
     task = TASKS[config.task]
     keys = (*task.columns, "label_column", "partition_column")
     return Wanted(

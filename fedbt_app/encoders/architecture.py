@@ -32,20 +32,22 @@ class Architecture:
         Raises
         ------
         FedBTError
-            For a model type that no family here has, and for an incomplete config.
+            For a model type that no family here has, for an incomplete config, and for one of a
+            model that would not be trained as what it is.
         """
-        kind = config.get("model_type")
+        kind = config.get("model_type") or _type_by_class(config)
         if kind not in ENCODERS:
             supported = ", ".join(ENCODERS)
-            raise FedBTError(
-                f"{source} is of model type {kind!r}; "
-                f"supported: {supported} - choose such a checkpoint"
-            )
+            mend = "choose such a checkpoint"
+            if kind is None:
+                mend = 'if it is one, say so in its config.json, as in "model_type": "bert"'
+            raise FedBTError(f"{source} is of model type {kind!r}; supported: {supported} - {mend}")
         encoder = ENCODERS[kind]
+        encoder.check(config, source)
         return cls(
             encoder=encoder,
             dimensions=encoder.dimensions(config, source),
-            settings=json.dumps(config, sort_keys=True),
+            settings=json.dumps({**config, "model_type": kind}, sort_keys=True),
         )
 
     @property
@@ -123,6 +125,15 @@ class Architecture:
         for shapes in _parts(self, kind, num_labels).values():
             whole |= shapes
         return whole
+
+
+def _type_by_class(config: Mapping[str, Any]) -> str | None:
+    """Return the type of an older config.json by the class that wrote it."""
+    for kind, encoder in ENCODERS.items():
+        classes = config.get("architectures") or ()
+        if classes and all(encoder.has_class(str(name)) for name in classes):
+            return kind
+    return None
 
 
 # cached, as every question about shapes ends here and the answer takes making a whole model

@@ -1,5 +1,6 @@
 """What a model family has to say of itself; all else follows from transformers' own model of it."""
 
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,22 @@ class Dimensions:
     positions: int
 
 
+@dataclass(frozen=True)
+class Demand:
+    """The one value of a config key with which a model is trained as what it is.
+
+    Attributes
+    ----------
+    value : it is the library's default, too
+    mend : why, and what to do about another value
+    head : the head that it matters to; None for any
+    """
+
+    value: Any
+    mend: str
+    head: HeadKind | None = None
+
+
 class Encoder(ABC):
     """A model family: where its parts are in transformers' model, and how a block and heads run.
 
@@ -43,6 +60,8 @@ class Encoder(ABC):
     ----------
     title : what people call it
     model_types : values of config.json's `model_type` that are of this family
+    class_prefix
+        how the names of transformers' classes for it begin: tells a config.json without a type
     embeddings_at, blocks_at : dotted names of the embeddings' module and of the list of blocks
     bare_names
         beginnings of tensor names in a checkpoint of the encoder alone, which lack the model's
@@ -52,6 +71,7 @@ class Encoder(ABC):
     identity
         config keys that change what the encoder computes, with the library's defaults: part of the
         fingerprint
+    demands : config keys that change it in a way that is not run here
     dropout_keys : config keys of all dropout probabilities
     adapted_modules : linear layers in a block that LoRA adapts
     skips_queries : whether the last block may compute its outputs only where the loss reads
@@ -61,12 +81,14 @@ class Encoder(ABC):
 
     title: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
+    class_prefix: ClassVar[str] = ""
     embeddings_at: ClassVar[str]
     blocks_at: ClassVar[str]
     bare_names: ClassVar[tuple[str, ...]]
     dimension_keys: ClassVar[Mapping[str, str]]
     required_keys: ClassVar[tuple[str, ...]] = ()
     identity: ClassVar[Mapping[str, Any]]
+    demands: ClassVar[Mapping[str, Demand]] = {}
     dropout_keys: ClassVar[tuple[str, ...]]
     adapted_modules: ClassVar[tuple[str, ...]]
     skips_queries: ClassVar[bool] = False
@@ -118,6 +140,22 @@ class Encoder(ABC):
                 )
         sizes = {field: int(config[key]) for field, key in keys.items()}
         return Dimensions(**sizes)
+
+    def has_class(self, name: str) -> bool:
+        """Say whether transformers' class of that name makes a model of this family."""
+        kinds = rf"{re.escape(self.class_prefix)}(Model|LMHeadModel|For[A-Z]\w+)"
+        return bool(self.class_prefix) and bool(re.fullmatch(kinds, name))
+
+    def check(self, config: Mapping[str, Any], source: str, head: HeadKind | None = None) -> None:
+        """Refuse a config that makes a model which would not be trained as what it is.
+
+        Without `head` that is any model of it, with one only those with that head.
+        """
+        for key, demand in self.demands.items():
+            value = config.get(key)
+            if demand.head == head and value not in (None, demand.value):
+                written = json.dumps(value)
+                raise FedBTError(f"{source} has {key}={written} in its config.json: {demand.mend}")
 
     # -- transformers' model -----------------------------------------------------------------------
 

@@ -6,7 +6,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from fedbt_app.encoders.base import Encoder, taken_at
+from fedbt_app.encoders.base import Demand, Encoder, taken_at
+from fedbt_app.parts import HeadKind
 
 
 class Bert(Encoder):
@@ -14,6 +15,7 @@ class Bert(Encoder):
 
     title = "BERT"
     model_types = ("bert",)
+    class_prefix = "Bert"
     embeddings_at = "bert.embeddings"
     blocks_at = "bert.encoder.layer"
     bare_names = ("embeddings.", "encoder.", "pooler.")
@@ -29,6 +31,30 @@ class Bert(Encoder):
         "num_attention_heads": 12,
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-12,
+    }
+    demands: ClassVar = {
+        "is_decoder": Demand(
+            False,
+            "a decoder's words look back only, an encoder's look both ways; "
+            "set it to false if the checkpoint is an encoder",
+        ),
+        "add_cross_attention": Demand(
+            False,
+            "there is no second model to look at; set it to false if the checkpoint is an encoder",
+        ),
+        "position_embedding_type": Demand(
+            "absolute",
+            "only absolute positions are supported; choose a checkpoint that has them",
+        ),
+        "pruned_heads": Demand(
+            {}, "every block needs all heads; choose a checkpoint before pruning"
+        ),
+        "tie_word_embeddings": Demand(
+            True,
+            "the head of task=mlm shares the word embeddings; "
+            "set it to true if the checkpoint has no decoder of its own",
+            head=HeadKind.MASKED_LM,
+        ),
     }
     dropout_keys = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     adapted_modules = ("query", "value")  # peft's own choice for BERT

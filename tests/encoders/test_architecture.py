@@ -94,3 +94,43 @@ def test_an_incomplete_config_error_names_what_is_missing() -> None:
         partial = {name: value for name, value in CONFIG.items() if name != key}
         with pytest.raises(FedBTError, match=rf"some/model has no '{key}' in its config\.json"):
             Architecture.from_config(partial, "some/model")
+
+
+def test_a_base_that_would_not_be_trained_as_what_it_is_is_refused_by_key_with_the_mend() -> None:
+    demanded = {
+        "is_decoder": (True, r"=true .*set it to false if the checkpoint is an encoder"),
+        "add_cross_attention": (True, r"=true .*set it to false if the checkpoint is an encoder"),
+        "position_embedding_type": ("relative_key_query", r'="relative_key_query" .*absolute'),
+        "pruned_heads": ({"0": [1]}, r'={"0": \[1\]} .*before pruning'),
+    }
+    for key, (value, wanted) in demanded.items():
+        with pytest.raises(FedBTError, match=rf"some/model has {key}{wanted}"):
+            Architecture.from_config(CONFIG | {key: value}, "some/model")
+
+
+def test_what_the_library_takes_by_default_may_be_spelt_out() -> None:
+    spelt_out = {key: demand.value for key, demand in ENCODER.demands.items()}
+    Architecture.from_config(CONFIG | spelt_out | {"chunk_size_feed_forward": 2}, "some/model")
+    Architecture.from_config(CONFIG | dict.fromkeys(spelt_out), "some/model")
+    for head in HeadKind:
+        ENCODER.check(CONFIG | spelt_out, "some/model", head)
+
+
+def test_an_untied_decoder_is_refused_by_the_head_that_has_one() -> None:
+    untied = CONFIG | {"tie_word_embeddings": False}
+    Architecture.from_config(untied, "some/model")
+    for head in (HeadKind.SEQUENCE, HeadKind.TOKEN):
+        ENCODER.check(untied, "some/model", head)
+    with pytest.raises(FedBTError, match=r"some/model has tie_word_embeddings=false .*task=mlm"):
+        ENCODER.check(untied, "some/model", HeadKind.MASKED_LM)
+
+
+def test_an_older_config_without_a_type_is_read_by_the_class_that_wrote_it() -> None:
+    untyped = {key: value for key, value in CONFIG.items() if key != "model_type"}
+    for name in ("BertModel", "BertForMaskedLM", "BertForPreTraining", "BertLMHeadModel"):
+        older = Architecture.from_config(untyped | {"architectures": [name]}, "some/model")
+        assert older.encoder is ENCODER
+        assert older.model(HeadKind.TOKEN, 2) == TINY.model(HeadKind.TOKEN, 2)
+    for others in (["BertGenerationEncoder"], ["RobertaModel"], ["BertModel", "Other"], [], None):
+        with pytest.raises(FedBTError, match=r'type None; supported: bert .* "model_type": "bert"'):
+            Architecture.from_config(untyped | {"architectures": others}, "some/model")

@@ -239,6 +239,36 @@ def test_a_model_folder_is_found(tiny_bert: Path) -> None:
     assert Checkpoint(find_model("embedded")).architecture.depth == 6
 
 
+def test_a_base_that_would_not_be_trained_as_what_it_is_is_refused(
+    stored: Tensors, folder_of: Callable[..., Path]
+) -> None:
+    with pytest.raises(FedBTError, match=r"is_decoder=true in its config\.json"):
+        Checkpoint(folder_of(stored, is_decoder=True))
+    untied = Checkpoint(folder_of(stored, tie_word_embeddings=False))
+    untied.fingerprint(HeadKind.SEQUENCE)
+    with pytest.raises(FedBTError, match=r"tie_word_embeddings=false"):
+        untied.fingerprint(HeadKind.MASKED_LM)
+
+
+def test_weights_that_are_not_those_of_the_config_are_refused_by_both_shapes(
+    stored: Tensors, folder_of: Callable[..., Path]
+) -> None:
+    rows, width = stored["embeddings.word_embeddings.weight"].shape
+    other = Checkpoint(folder_of(stored, vocab_size=rows + 1))
+    wanted = rf"word_embeddings\.weight is \({rows}, {width}\), .* \({rows + 1}, {width}\)"
+    with pytest.raises(FedBTError, match=wanted):
+        other.fingerprint(HeadKind.SEQUENCE)
+
+
+def test_a_classifier_of_any_number_of_labels_is_no_reason_to_refuse(
+    stored: Tensors, folder_of: Callable[..., Path]
+) -> None:
+    classifier = {"classifier.weight": torch.zeros(3, 32), "classifier.bias": torch.zeros(3)}
+    trained = {f"bert.{name}": value for name, value in stored.items()} | classifier
+    folder = folder_of(trained, id2label={"0": "a", "1": "b", "2": "c"})
+    assert Checkpoint(folder).fingerprint(HeadKind.SEQUENCE)
+
+
 def test_a_missing_tokenizer_is_refused(stored: Tensors, folder_of: Callable[..., Path]) -> None:
     folder = folder_of(stored)
     for file in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):

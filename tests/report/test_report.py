@@ -83,6 +83,7 @@ def make_record(**changes: Any) -> report.RunRecord:
         refused=[{"round": 2, "client": "south", "reason": "values | not finite"}],
         data="embedded, 3 clients",
         base_fingerprint="ab12",
+        tokenizer_fingerprint="cd34",
         labels=["no", "yes"],
         model_dir="runs/one/model",
         config={"num-rounds": 2},

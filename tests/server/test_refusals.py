@@ -1,5 +1,6 @@
 """Clients and replies that are refused, and what that costs the others: nothing."""
 
+import json
 import math
 import re
 import shutil
@@ -43,6 +44,88 @@ def test_client_with_another_base_is_refused_by_both_fingerprints_and_names_and_
         assert Checkpoint(folder).fingerprint(HeadKind.SEQUENCE)[:12] in refusal.reason
     assert "client-2" in refusal.reason
     assert run.outcome.rounds[0].clients == 2
+
+
+def other_tokenizer(tiny_bert: Path, folder: Path, **settings: Any) -> Path:
+    """Copy the tiny BERT with other settings of its tokenizer."""
+    shutil.copytree(tiny_bert, folder)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_client_whose_tokenizer_lower_cases_while_the_runs_does_not_is_refused_with_both_named(
+    small: Settings, tiny_bert: Path, tmp_path: Path
+) -> None:
+    cased = other_tokenizer(tiny_bert, tmp_path / "cased", do_lower_case=False)
+    nodes = simulated(3)
+    nodes[THIRD]["model-path"] = str(tiny_bert)
+    run = federate(small(num_rounds=1, model=str(cased)), nodes)
+    (refusal,) = run.refusals
+    for folder, casing in ((tiny_bert, "lower-casing"), (cased, "cased")):
+        facts = Checkpoint(folder).tokenizer_facts
+        assert f"{facts.fingerprint[:12]} ({facts.description})" in refusal.reason
+        assert facts.description.endswith(f" pieces, {casing}")
+    assert "client-2" in refusal.reason
+    assert "model-path" in refusal.reason
+    assert run.outcome.rounds[0].clients == 2
+
+
+def test_client_with_the_same_tokenizer_in_other_files_takes_part(
+    small: Settings, tiny_bert: Path, tmp_path: Path
+) -> None:
+    nodes = simulated(3)
+    nodes[THIRD]["model-path"] = str(other_tokenizer(tiny_bert, tmp_path / "vocabulary-alone"))
+    run = federate(small(num_rounds=1), nodes)
+    assert run.refusals == []
+    assert run.outcome.rounds[0].clients == 3
+
+
+def with_an_added_token(tiny_bert: Path, folder: Path) -> Path:
+    """Copy the tiny BERT with a tokenizer of one more entry than its embedding has rows."""
+    from transformers import AutoTokenizer
+
+    shutil.copytree(tiny_bert, folder)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    tokenizer.add_tokens(["[NAME]"])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused_at_the_server_and_at_a_client(
+    small: Settings, tiny_bert: Path, tmp_path: Path
+) -> None:
+    added = str(with_an_added_token(tiny_bert, tmp_path / "added"))
+    rows = Checkpoint(tiny_bert).architecture.dimensions.vocabulary
+    wanted = rf"tokenizer has {rows + 1} entries, the embedding {rows}: "
+    values = small(num_rounds=1, model=added)
+    for dataset in (values["dataset"], "none"):
+        config = RunConfig.load(values | {"dataset": dataset})
+        with pytest.raises(FedBTError, match=wanted):
+            server_app.run(LocalGrid(client_app.app, values, simulated(3)), config)
+    nodes = simulated(3)
+    nodes[THIRD]["model-path"] = added
+    (refusal,) = federate(small(num_rounds=1), nodes).refusals
+    assert re.search(wanted, refusal.reason)
+
+
+def test_a_casing_that_is_not_the_vocabularys_is_told_by_the_server_and_each_site(
+    small: Settings, tiny_bert: Path, tmp_path: Path, flower_log: list[str]
+) -> None:
+    folder = other_tokenizer(tiny_bert, tmp_path / "cased", do_lower_case=True)
+    pieces = (folder / "vocab.txt").read_text().replace("severe", "COPD")
+    (folder / "vocab.txt").write_text(pieces)
+    values = small(num_rounds=1, model=str(folder))
+    report = server_app.run(LocalGrid(client_app.app, values, simulated(2)), RunConfig.load(values))
+    told = [
+        line for line in flower_log if "upper-case letters but the tokenizer lower-cases" in line
+    ]
+    assert [line.partition(" the ")[0] for line in told] == [
+        "fedbt:",
+        "fedbt: client-0:",
+        "fedbt: client-1:",
+    ]
+    assert report["tokenizer_fingerprint"] == Checkpoint(folder).tokenizer_facts.fingerprint
 
 
 def test_two_clients_of_one_name_are_refused(small: Settings) -> None:

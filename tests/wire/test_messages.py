@@ -94,6 +94,8 @@ CAPABILITIES = Capabilities(
     name="clinic",
     fingerprint="f" * 64,
     base="bert-base-uncased",
+    tokenizer="e" * 64,
+    tokenizer_description="30522 pieces, lower-casing",
     examples=120,
     heldout=13,
     local_depth=6,
@@ -174,6 +176,8 @@ def test_capabilities_hold_names_and_counts_and_nothing_else() -> None:
     assert {name: dict(record) for name, record in content.items()} == {
         "capabilities": {
             **{"name": "clinic", "fingerprint": "f" * 64, "base": "bert-base-uncased"},
+            "tokenizer": "e" * 64,
+            "tokenizer_description": "30522 pieces, lower-casing",
             **{"examples": 120, "heldout": 13, "local_depth": 6, "device": "cuda:1"},
         },
         "labels": {"names": ["heart", "liver"], "counts": [70, 63]},
