@@ -65,6 +65,7 @@ class RunRecord:
     majority : accuracy of always answering the test set's most frequent class (classification)
     clients : `name`, `examples`, `local_depth`, `device` of each
     refused : `round`, `client`, `reason` of each reply that was not used
+    warnings : what a person should know before trusting the scores
     """
 
     method: str
@@ -82,6 +83,7 @@ class RunRecord:
     majority: float | None
     clients: list[dict[str, Any]]
     refused: list[dict[str, Any]]
+    warnings: list[str]
     data: str
     base_fingerprint: str
     labels: list[str]

@@ -114,6 +114,7 @@ class Job:
             majority=self._test.majority,
             clients=clients,
             refused=[asdict(refusal) for refusal in rounds.roster.refusals],
+            warnings=rounds.warnings,
             data=examples.describe(config),
             base_fingerprint=self._fingerprint,
             labels=list(rounds.labels),

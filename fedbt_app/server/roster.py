@@ -157,7 +157,8 @@ class Roster:
         if unknown:
             known = ", ".join(labels)
             raise FedBTError(
-                f"{capabilities.name} has label {sorted(unknown)[0]!r}, not in the label set ({known})"
+                f"{capabilities.name} has label {sorted(unknown)[0]!r}, not in the label set ({known}): "
+                "set its label-map, or mend its data"
             )
         self.participants[node] = Participant(node, capabilities, dict(capabilities.held))
         log.info(

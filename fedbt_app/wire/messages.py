@@ -287,7 +287,7 @@ def _read_capabilities(content: Any) -> Capabilities:
     values |= {name: one_line(values[name]) for name in ("name", "base", "device")}
     names, counts = labels["names"], labels["counts"]
     if len(names) > MOST_LABELS or any(
-        one_line(name) != name or len(name) > LONGEST_LABEL for name in names
+        not of_type(name, str).isprintable() or len(name) > LONGEST_LABEL for name in names
     ):
         raise FedBTError(
             f"it has more than {MOST_LABELS} labels, or one that is no name: check its label-column"

@@ -70,6 +70,7 @@ def make_record(**changes: Any) -> report.RunRecord:
         majority=0.31,
         clients=[{"name": "north", "examples": 120, "local_depth": 4, "device": "cpu"}],
         refused=[{"round": 2, "client": "south", "reason": "values | not finite"}],
+        warnings=[],
         data="embedded, 3 clients",
         base_fingerprint="ab12",
         labels=["no", "yes"],
