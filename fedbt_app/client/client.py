@@ -70,6 +70,7 @@ class Client:
         """Say what this site has and can: names and counts only."""
         for warning in self._data.fit.warnings:
             log.warning("fedbt: %s: %s", self.name, warning)
+        self._tell_labels()
         return Capabilities(
             name=self.name,
             fingerprint=self.checkpoint.fingerprint(self.task.head),
@@ -82,6 +83,14 @@ class Client:
             fit=self._data.fit,
             held=self._pool(request).states(),
         )
+
+    def _tell_labels(self) -> None:
+        """Show the people of a site the names that are about to leave it, in its own log."""
+        if self._partition is not None or not self.task.label_key:
+            return  # rows of a simulation come from the server
+        names = dict.fromkeys(map(self.task.plain_name, self._data.label_counts))
+        shown = ", ".join(filter(None, names))
+        log.info("fedbt: %s: label names that the server will see: %s", self.name, shown)
 
     def train(self, request: Request) -> Reply:
         """Bring the pool up to date, train the plan's blocks on the local rows, return their
