@@ -19,6 +19,7 @@ from fedbt_app.errors import FedBTError
 from fedbt_app.plan import AUTO, DEPTH_METHODS, METHODS, RunPlan
 from fedbt_app.privacy import mechanisms
 from fedbt_app.tasks import TASKS
+from fedbt_app.tasks.labels import clean
 
 APP_DIR = Path(__file__).resolve().parent.parent  # a checkout, or where the wheel was unpacked
 PARTITIONERS = ("iid", "dirichlet", "size-skewed", "natural")
@@ -31,6 +32,8 @@ NODE_KEYS = (  # that a node may set for itself, by the same name
     "label-column",
     "tokens-column",
     "tags-column",
+    "label-map",
+    "labels-allowed",
 )
 EMBEDDED = "embedded"
 NO_DATA = "none"
@@ -90,6 +93,17 @@ class RunConfig:
         "",
         "Comma-separated label names, in order (ner: the tags, `O,B-x,I-x`; names of tags that are numbers); empty "
         "merges what the clients report and the central test set has.",
+    )
+    label_map: str = key(
+        "",
+        "Labels to write otherwise before anything leaves a site (ner: entity types), parted by `;`: "
+        "`Heart=heart;renal failure=kidney`. A node's `label-map` wins.",
+    )
+    labels_allowed: str = key(
+        "",
+        "Comma-separated: the only label names that may leave a site (ner: entity types or tags); data with any other "
+        "is refused there, without quoting it. Empty, and without `labels`, refuses what looks like text, persons or "
+        "records (docs/your-data.md). A node's `labels-allowed` wins.",
     )
     max_length: int = key(
         64, "Longest sequence in word pieces, [CLS] and [SEP] included.", at_least=8, at_most=512
@@ -293,6 +307,18 @@ class RunConfig:
             raise FedBTError(
                 f"labels is set but task={self.task} has none: drop labels or choose another task"
             )
+        renamed = set()
+        # no entry is quoted: a node's own are labels of its data
+        for number, (old, _, new) in enumerate(self._label_map_entries, start=1):
+            if not clean(old) or not clean(new):
+                raise FedBTError(
+                    f"entry {number} of label-map is not old=new: write for example Heart=heart;Lung=lung"
+                )
+            if clean(old) in renamed:
+                raise FedBTError(
+                    f"entry {number} of label-map renames a label a second time: keep one of the two"
+                )
+            renamed.add(clean(old))
 
     def _check_depth(self) -> None:
         if self.local_depth and self.method not in DEPTH_METHODS:
@@ -307,8 +333,21 @@ class RunConfig:
     @property
     def label_names(self) -> tuple[str, ...]:
         """The configured labels; empty when the clients' are to be merged."""
-        names = [name.strip() for name in self.labels.split(",")]
-        return tuple(filter(None, names))
+        return _names(self.labels)
+
+    @property
+    def allowed_names(self) -> tuple[str, ...]:
+        """The only label names that may leave a site; empty where nobody has listed them."""
+        return _names(self.labels_allowed)
+
+    @property
+    def label_renames(self) -> dict[str, str]:
+        """The labels to write otherwise: old -> new."""
+        return {clean(old): clean(new) for old, _, new in self._label_map_entries}
+
+    @property
+    def _label_map_entries(self) -> list[tuple[str, str, str]]:
+        return [entry.partition("=") for entry in self.label_map.split(";") if entry.strip()]
 
     def learning_rate_in(self, round_: int) -> float:
         """Step size of a round, counted from 0."""
@@ -418,6 +457,10 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if not isinstance(parsed, bool | int | float | str):
         parsed = value
     return name.strip(), parsed
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    return tuple(filter(None, map(clean, listed.split(","))))
 
 
 def _dashed(name: str) -> str:

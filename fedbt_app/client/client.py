@@ -77,6 +77,7 @@ class Client:
         """Return all that the answer to a query says; `held` is what the pool holds."""
         for warning in (*self.checkpoint.tokenizer_facts.warnings, *self._data.fit.warnings):
             log.warning("fedbt: %s: %s", self.name, warning)
+        self._tell_labels()
         return Capabilities(
             name=self.name,
             fingerprint=self.checkpoint.fingerprint(self.task.head),
@@ -91,6 +92,14 @@ class Client:
             fit=self._data.fit,
             held=dict(held),
         )
+
+    def _tell_labels(self) -> None:
+        """Show the people of a site the names that are about to leave it, in its own log."""
+        if self._partition is not None or not self.task.label_key:
+            return  # rows of a simulation come from the server
+        names = dict.fromkeys(map(self.task.plain_name, self._data.label_counts))
+        shown = ", ".join(filter(None, names))
+        log.info("fedbt: %s: label names that the server will see: %s", self.name, shown)
 
     def train(self, request: Request) -> Reply:
         """Bring the pool up to date, train the plan's blocks on local rows, return their deltas."""

@@ -5,6 +5,7 @@ is read back and neither the raw data nor the tokenizer is loaded.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedbt_app.config import EMBEDDED, LONGEST_LABEL, MOST_LABELS, NO_DATA, RunConfig
-from fedbt_app.data import phenotypes
+from fedbt_app.config import EMBEDDED, NO_DATA, RunConfig
+from fedbt_app.data import label_names, phenotypes
 from fedbt_app.data.example_cache import Facts, Made, cached
 from fedbt_app.data.partition import partition as split_over_clients
 from fedbt_app.data.readers.table import Table
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("flwr")
 Tokenizer = Callable[[], "PreTrainedTokenizerFast"]
 
-FEW_LABELS = 30  # so many may be different in each row of a small site
 # The settings that decide what is in a tokenised test set, and in one client's examples.
 _TEST_KEYS = (
     "task",
@@ -41,6 +41,8 @@ _TEST_KEYS = (
     "tokens_column",
     "tags_column",
     "labels",
+    "label_map",
+    "labels_allowed",
     "max_length",
     "test_fraction",
     "max_test_examples",
@@ -117,7 +119,7 @@ def client_data(
                 f"dataset={config.dataset} leaves nothing to train on: give this client more rows"
             )
         counts = TASKS[config.task].label_counts(made.values())
-        return made, Facts(_checked_labels(config, counts), fit, length(rows), notes.lines)
+        return made, Facts(counts, fit, length(rows), notes.lines)
 
     splits, facts = cached(
         config,
@@ -240,7 +242,26 @@ def _checked_train(
         raise FedBTError(
             f"dataset={config.dataset} has no split train: add one, e.g. a file train.jsonl"
         )
-    return _checked(config, splits["train"](), "train", notes)
+    table = splits["train"]()
+    rows = _checked(config, table, "train", notes)
+    _check_names(config, table.label_counts)
+    return rows
+
+
+def _check_names(config: RunConfig, label_counts: Mapping[str, int]) -> None:
+    """Refuse labels that look like text, where no list says which may leave the site.
+
+    All training rows are looked at, whoever of simulated clients will have them.
+    """
+    task = TASKS[config.task]
+    if config.label_names or config.allowed_names or not task.label_key:
+        return
+    names: Counter[str] = Counter()
+    for label, count in label_counts.items():
+        if name := task.plain_name(label):
+            names[name] += count
+    column = getattr(config, task.label_key)
+    label_names.refuse_text(names, f"{task.label_key.replace('_', '-')}={column}")
 
 
 def _carve_test(config: RunConfig, rows: Columns) -> tuple[Columns, Columns]:
@@ -289,18 +310,3 @@ def _tokenise(
         unknown = sum(ids.count(tokenizer.unk_token_id) for ids in tokenised.columns["input_ids"])
         fit += replace(tokenised.fit, unknown=unknown)
     return made, fit
-
-
-def _checked_labels(config: RunConfig, counts: dict[str, int]) -> dict[str, int]:
-    """Refuse what looks like text: label names leave the site."""
-    longest = max(map(len, counts), default=0)
-    rows = sum(counts.values())
-    mostly_once = len(counts) > max(FEW_LABELS, rows // 2)
-    if len(counts) > MOST_LABELS or mostly_once or longest > LONGEST_LABEL:
-        key = TASKS[config.task].label_key
-        setting = f"{key.replace('_', '-')}={getattr(config, key)}"
-        raise FedBTError(
-            f"{setting} has {len(counts)} different values, the longest of {longest} characters: "
-            "that looks like text, which must not leave the site; name the column of the labels"
-        )
-    return counts

@@ -199,7 +199,7 @@ def length(columns: Mapping[str, Sequence[Any]]) -> int:
 def checked(config: RunConfig, table: Table, split: str) -> Columns:
     """Return the columns that the task uses, rows without text dropped, labels as text.
 
-    The table's notes get what the task has to say of it.
+    The table's notes get what the task has to say of it, and its label counts are filled in.
     """
     task = TASKS[config.task]
     for key in task.columns:
@@ -214,6 +214,7 @@ def checked(config: RunConfig, table: Table, split: str) -> Columns:
     except FedBTError as error:
         raise FedBTError(f"split {split}: {error}") from None
     known = frozenset(task.given_labels(config.label_names))
+    allowed = task.allowed(config.allowed_names)
     kept = []
     for number in range(length(columns)):
         row = {name: values[number] for name, values in columns.items()}
@@ -224,8 +225,14 @@ def checked(config: RunConfig, table: Table, split: str) -> Columns:
                     f"{split} row {number + 1} has a label that is not one of {config.labels}: "
                     "mend the row, or add the label to labels"
                 )
+            if allowed and (name := task.plain_name(label)) and name not in allowed:
+                raise FedBTError(
+                    f"{split} row {number + 1} has a label that labels-allowed does not list: "
+                    "mend the row, or add the label there"
+                )
         if labels is not None:
             kept.append(number)
+            table.label_counts.update(labels)
     if not kept:
         text = getattr(config, task.columns[0])
         raise FedBTError(f"split {split} has no row with text in column {text!r}: add some")

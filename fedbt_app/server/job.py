@@ -143,7 +143,7 @@ class Job:
 
     def _warnings(self, rounds: Rounds) -> list[str]:
         """Return what a person should know before trusting the scores."""
-        found = list(self._checkpoint.tokenizer_facts.warnings)
+        found = [*self._checkpoint.tokenizer_facts.warnings, *rounds.warnings]
         found += [f"central test set: {warning}" for warning in self._test.fit.warnings]
         for participant in rounds.roster.participants.values():
             for warning in participant.capabilities.fit.warnings:

@@ -161,7 +161,8 @@ class Roster:
             first = min(unknown)
             known = ", ".join(labels)
             raise FedBTError(
-                f"{capabilities.name} has label {first!r}, not in the label set ({known})"
+                f"{capabilities.name} has label {first!r}, not in the label set ({known}): "
+                "set its label-map, or mend its data"
             )
         self.participants[node] = Participant(node, capabilities, dict(capabilities.held))
         log.info(

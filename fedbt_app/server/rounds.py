@@ -75,6 +75,7 @@ class Rounds:
     ----------
     nodes : how many were connected when the run began
     initial : metrics before training
+    warnings : what a person should know before trusting the scores
     """
 
     config: RunConfig
@@ -83,6 +84,7 @@ class Rounds:
     nodes: int
     hooks: Hooks
     initial: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def roster(self) -> Roster:

@@ -23,6 +23,7 @@ from fedbt_app.model.weights import Weights, model_spec
 from fedbt_app.parts import HEAD
 from fedbt_app.privacy import mechanisms
 from fedbt_app.progress.events import BeforeTraining, Metrics, WentOn
+from fedbt_app.server import spellings
 from fedbt_app.server.dialogue import Dialogue
 from fedbt_app.server.roster import Roster
 from fedbt_app.server.rounds import Hooks, Rounds
@@ -31,6 +32,7 @@ from fedbt_app.server.state import GlobalState
 from fedbt_app.tasks import TASKS
 
 log = logging.getLogger("flwr")
+TEST_SET = "the central test set"  # as a writer of labels
 
 
 @dataclass(frozen=True)
@@ -139,22 +141,49 @@ class FedBT:
         )
 
     def _rounds(self, dialogue: Dialogue, hooks: Hooks, nodes: int) -> Rounds:
-        return Rounds(
+        rounds = Rounds(
             config=self.config,
             dialogue=dialogue,
             mechanisms=mechanisms(self.config),
             nodes=nodes,
             hooks=hooks,
         )
+        rounds.warnings.extend(self._label_warnings(dialogue.roster))
+        for warning in rounds.warnings:
+            log.warning("fedbt: %s", warning)
+        return rounds
 
     def _labels(self, roster: Roster) -> tuple[str, ...]:
-        if roster.labels:
-            return roster.labels
-        reported: list[Iterable[str]] = []
-        for participant in roster.participants.values():
-            reported.append(participant.capabilities.label_counts)
-        reported.append(self.test_labels)
-        return TASKS[self.config.task].merged_labels(reported)
+        """Return the label set; FedBTError when it leaves nothing to learn."""
+        task = TASKS[self.config.task]
+        reported = [
+            participant.capabilities.label_counts for participant in roster.participants.values()
+        ]
+        trained = roster.labels or task.merged_labels(reported)
+        if task.label_key and len(trained) < 2:
+            key = task.label_key.replace("_", "-")
+            raise FedBTError(
+                f"all training data has one label, {', '.join(map(repr, trained))}: there is nothing to learn; "
+                f"set {key} to the column of the labels, or add data with others"
+            )
+        return roster.labels or task.merged_labels([*reported, self.test_labels])
+
+    def _label_warnings(self, roster: Roster) -> list[str]:
+        """Name labels that differ in their spelling alone; a given label set has them on purpose."""
+        if self.config.label_names:
+            return []
+        plain_name = TASKS[self.config.task].plain_name
+        writers = {
+            participant.name: participant.capabilities.label_counts
+            for participant in roster.participants.values()
+        }
+        written = writers | {TEST_SET: self.test_labels}
+        return spellings.warnings(
+            {
+                writer: {name for name in map(plain_name, labels) if name}
+                for writer, labels in written.items()
+            }
+        )
 
     def _optimizer(self) -> ServerOptimizer:
         return made(OPTIMIZERS, self.config.server_optimizer, self.config)

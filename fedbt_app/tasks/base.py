@@ -43,6 +43,10 @@ class Settings(Protocol):
     @property
     def label_names(self) -> tuple[str, ...]: ...  # noqa: D102
     @property
+    def allowed_names(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def label_renames(self) -> dict[str, str]: ...  # noqa: D102
+    @property
     def max_length(self) -> int: ...  # noqa: D102
     @property
     def masking(self) -> str: ...  # noqa: D102
@@ -79,9 +83,10 @@ class Reading:
         try:
             return self.labels.index(name)
         except ValueError:
-            known = ", ".join(self.labels)
+            # the label is not quoted: this travels to the server
             raise FedBTError(
-                f"label {name!r} is not in the label set ({known}): mend the data or set labels"
+                f"the data has a label that is none of the run's {len(self.labels)}: "
+                "it changed since the run began; mend it, or set labels or label-map"
             ) from None
 
 
@@ -212,6 +217,14 @@ class Task(ABC):
     def given_labels(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Return the labels of the setting `labels` as `check` returns them."""
         return names
+
+    def allowed(self, names: tuple[str, ...]) -> frozenset[str]:
+        """Return the names of the setting `labels-allowed` as `plain_name` returns them."""
+        return frozenset(self.given_labels(names))
+
+    def plain_name(self, label: str) -> str:
+        """Return the name that people gave, without what the task adds; empty for its own labels."""
+        return label
 
     @abstractmethod
     def check(self, settings: Settings, row: Row, where: str) -> Sequence[str] | None:

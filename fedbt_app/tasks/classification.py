@@ -25,6 +25,7 @@ from fedbt_app.tasks.base import (
     in_batches,
     mean_loss,
 )
+from fedbt_app.tasks.labels import fractions_in, lists_in, names_of
 from fedbt_app.tasks.metrics import ACCURACY, LOSS, MACRO_F1
 from fedbt_app.tasks.notes import Notes
 from fedbt_app.tasks.schedules import cyclic_decreasing
@@ -46,9 +47,27 @@ class Classification(Task):
     embedded_rows = "terms of one organ system"
 
     def prepared(self, settings: Settings, columns: Columns, notes: Notes) -> Columns:
-        """Return the columns with labels as text."""
-        labels = [_as_text(label) for label in columns[settings.label_column]]
-        return columns | {settings.label_column: labels}
+        """Return the columns with labels by name; refuse those of other tasks."""
+        name = settings.label_column
+        cells = columns[name]
+        if lists := lists_in(cells):
+            raise FedBTError(
+                f"column {name!r} holds lists of labels in {lists} of {len(cells)} rows: "
+                "classification takes one label a row; name another column, or mend the rows"
+            )
+        known = {*self.given_labels(settings.label_names), *self.allowed(settings.allowed_names)}
+        labels = names_of(cells, known, settings.label_renames)
+        if not known and (fractions := fractions_in(labels)):
+            raise FedBTError(
+                f"column {name!r} holds fractions in {fractions} of {len(cells)} rows: classification "
+                "takes classes, not scores; name another column, or, if they are codes of classes, "
+                "list them in labels-allowed"
+            )
+        return columns | {name: labels}
+
+    def given_labels(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the names as those in the data are written."""
+        return tuple(dict.fromkeys(names_of(names)))
 
     def check(self, settings: Settings, row: Row, where: str) -> Sequence[str] | None:
         """Return the row's class."""
@@ -132,9 +151,3 @@ class Classification(Task):
     def measured(self, depth: int) -> str:
         """Return the deepest half in every round."""
         return ",".join(map(str, range(depth // 2, depth)))
-
-
-def _as_text(label: Any) -> str:
-    if label is None or label != label:  # NaN is how parquet may say none
-        return ""
-    return str(label).strip()

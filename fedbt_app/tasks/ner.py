@@ -28,6 +28,7 @@ from fedbt_app.tasks.base import (
     mean_loss,
     padded,
 )
+from fedbt_app.tasks.labels import clean
 from fedbt_app.tasks.metrics import ENTITY_F1, LOSS, PRECISION, RECALL
 from fedbt_app.tasks.notes import Notes
 from fedbt_app.tasks.schedules import cyclic_decreasing
@@ -52,12 +53,21 @@ class NamedEntities(Task):
     def prepared(self, settings: Settings, columns: Columns, notes: Notes) -> Columns:
         """Return the columns with tags of any known scheme as BIO."""
         name = settings.tags_column
-        tags = normalised(columns[name], settings.label_names, name, notes)
-        return columns | {name: list(tags)}
+        rows = [_cleaned(tags) for tags in columns[name]]
+        tags = normalised(rows, settings.label_names, name, notes)
+        return columns | {name: [_renamed(row, settings.label_renames) for row in tags]}
 
     def given_labels(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Return the tags as BIO, whatever scheme they were given in."""
         return bio_names(names)
+
+    def allowed(self, names: tuple[str, ...]) -> frozenset[str]:
+        """Return entity types: the names, and those of names that are tags."""
+        return frozenset(names) | {name[2:] for name in names if _BIO.fullmatch(name)}
+
+    def plain_name(self, label: str) -> str:
+        """Return the entity type of a tag; nothing for `O`."""
+        return label[2:]
 
     def check(self, settings: Settings, row: Row, where: str) -> Sequence[str] | None:
         """Return the row's tags. A bad tag is not quoted: it may be a word."""
@@ -193,6 +203,29 @@ class NamedEntities(Task):
     def measured(self, depth: int) -> str:
         """Return the first, the middle and the last block in every round."""
         return f"0,{(depth - 1) // 2},-1"
+
+
+def _cleaned(tags: Any) -> Any:
+    """Return a row's tags without blanks around them and in composed Unicode; what is no list, as
+    it is.
+    """
+    if not isinstance(tags, list):
+        return tags
+    return [clean(tag) if isinstance(tag, str) else tag for tag in tags]
+
+
+def _renamed(tags: Any, renames: Mapping[str, str]) -> Any:
+    """Return a row's tags with other entity types; a type that is renamed `O` is none."""
+    if not renames or not isinstance(tags, list):
+        return tags
+    made = []
+    for tag in tags:
+        new = renames.get(tag[2:]) if isinstance(tag, str) else None
+        if new is None:
+            made.append(tag)
+        else:
+            made.append(OUTSIDE if new == OUTSIDE else tag[:2] + new)
+    return made
 
 
 def _first_piece_tags(word_of_pieces: Iterable[int | None], tags: Iterable[str]) -> list[str]:

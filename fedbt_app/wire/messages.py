@@ -364,7 +364,7 @@ def _read_fit(record: Any) -> Fit:
 
 def _read_label_counts(record: Any) -> dict[str, int]:
     names = record["names"]
-    named = all(one_line(name) == name and len(name) <= LONGEST_LABEL for name in names)
+    named = all(of_type(name, str).isprintable() and len(name) <= LONGEST_LABEL for name in names)
     if len(names) > MOST_LABELS or not named:
         raise FedBTError(
             f"it has more than {MOST_LABELS} labels, or one that is no name: check its label-column"

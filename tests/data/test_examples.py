@@ -86,7 +86,7 @@ def test_text_in_the_place_of_labels_does_not_leave_the_site(tmp_path: Path, con
     write(tmp_path / "data" / "train.jsonl", rows)
     for column in ("text", "note"):
         message = raised(lambda column=column: client(config(label_column=column)))
-        assert message.startswith(f"label-column={column} has ")
+        assert message.startswith(f"label-column={column}: ")
         assert "patient" not in message
     assert client(config()).label_counts.keys() == {"a", "b"}
 

@@ -77,7 +77,7 @@ def test_client_with_a_label_outside_the_configured_set_is_refused(
     assert [one.name for one in run.participants] == ["site-0"]
     (refusal,) = run.refusals
     assert "a label that is not one of heart,liver" in refusal.reason
-    assert "spleen" not in refusal.reason  # a cell of the site
+    assert "spleen" not in refusal.reason  # the site refused it: it has not left
 
 
 def test_client_that_joins_later_with_a_new_label_is_refused(

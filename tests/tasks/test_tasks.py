@@ -161,13 +161,12 @@ def test_ner_reads_the_first_piece_of_each_word() -> None:
     assert not batch.positions[batch.labels == IGNORED].any()
 
 
-def test_a_label_outside_the_set_is_an_error_that_names_the_set() -> None:
+def test_a_label_outside_the_set_is_an_error_that_does_not_quote_it() -> None:
     row = {"input_ids": [2, 9, 3], "label": "lung", "tags": ["", "lung", ""]}
     for task in ("classification", "ner"):
-        with pytest.raises(
-            FedBTError, match=r"label 'lung' is not in the label set \(heart, kidney, liver\)"
-        ):
+        with pytest.raises(FedBTError, match=r"a label that is none of the run's 3") as caught:
             collated(task, [row], CLASSES)
+        assert "lung" not in str(caught.value)
 
 
 # Metrics ------------------------------------------------------------------------------------------

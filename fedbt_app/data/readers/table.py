@@ -1,6 +1,7 @@
 """What a reader is asked for, and what it returns."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,12 +42,14 @@ class Table:
     columns : those of the wanted that are there
     width : how many columns the file has; their names may be cells and are not kept
     rows : how many rows
+    label_counts : how often each label stands in them, once they are checked
     """
 
     columns: Columns
     width: int
     rows: int
     notes: Notes = field(default_factory=Notes)
+    label_counts: Counter[str] = field(default_factory=Counter)
 
 
 def table_of(rows: Iterable[Row], wanted: Wanted, notes: Notes) -> Table:
