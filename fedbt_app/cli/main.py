@@ -26,11 +26,26 @@ _AddArguments = Callable[[argparse.ArgumentParser], None]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, or 1 after one line on what to mend."""
     try:
-        options = _parser().parse_args(arguments)
+        options = _options(arguments)
         return int(options.command(options) or 0)
     except FedBTError as error:
         print(f"fedbt: error: {error}", file=sys.stderr)
         return 1
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; settings may stand in any order with options.
+
+    argparse takes KEY=VALUE only in one run: those behind an option are left over.
+    """
+    parser = _parser()
+    options, left = parser.parse_known_args(arguments)
+    stray = [word for word in left if word.startswith("-") or "=" not in word]
+    if stray or (left and "settings" not in options):
+        parser.error(f"unrecognized arguments: {' '.join(stray or left)}")
+    if left:
+        options.settings = [*options.settings, *left]
+    return options
 
 
 class _ShowVersion(argparse.Action):

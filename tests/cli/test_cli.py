@@ -15,7 +15,7 @@ import pytest
 
 from fedbt_app.cli import doctor, launch, superlink
 from fedbt_app.cli.doctor import examine
-from fedbt_app.cli.main import _parser, main, settings_of
+from fedbt_app.cli.main import _options, _parser, main, settings_of
 from fedbt_app.config import APP_DIR, RunConfig, defaults
 from fedbt_app.costs.ledger import Outcome
 from fedbt_app.errors import FedBTError
@@ -641,3 +641,15 @@ def test_missing_relative_path_is_resolved_where_it_can_be_nothing_else(tmp_path
     resolved = launch.absolute_paths(values, tmp_path)
     assert resolved["model"] == str(tmp_path / "none")
     assert resolved["dataset"] == str(tmp_path.parent / "none")
+
+
+def test_settings_and_options_stand_in_any_order(capsys: pytest.CaptureFixture[str]) -> None:
+    options = _options(
+        ["run", "num-rounds=1", "--clients", "2", "output-dir=x", "--verbose", "seed=3"]
+    )
+    assert options.settings == ["num-rounds=1", "output-dir=x", "seed=3"]
+    assert (options.clients, options.verbose) == (2, True)
+    for wrong in (["run", "--clients", "2", "--nonsense"], ["report", "a", "b=c", "--x"]):
+        with pytest.raises(SystemExit):
+            _options(wrong)
+    assert "unrecognized arguments: --nonsense" in capsys.readouterr().err
