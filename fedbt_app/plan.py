@@ -99,7 +99,7 @@ class RunPlan:
 
     def __post_init__(self) -> None:
         """Refuse a schedule that is none, or that names a block which the model has not."""
-        self._blocks(self.depth)
+        self.scheduled_blocks(self.depth)
 
     @property
     def by_measurement(self) -> bool:
@@ -133,10 +133,6 @@ class RunPlan:
             return max(1, self.depth // 2)
         return self.depth
 
-    def scheduled_blocks(self, local_depth: int) -> list[Blocks]:
-        """Return the blocks that each round trains, ascending, if clients hold `local_depth`."""
-        return self._blocks(local_depth)
-
     def round(self, index: int, client: str = "", local_depth: int = 0) -> RoundPlan:
         """Plan round `index` (from 0) for a client of `local_depth` blocks (0: the default).
 
@@ -152,7 +148,7 @@ class RunPlan:
             trained = everything
         else:
             local_depth = min(local_depth or self.default_local_depth, self.depth)
-            trained = self._blocks(local_depth)[index][-local_depth:]
+            trained = self.scheduled_blocks(local_depth)[index][-local_depth:]
             local = self._local_blocks(trained, local_depth, client, index)
         return RoundPlan(index, local, trained, self.method.embeddings, self.method.adapters)
 
@@ -171,7 +167,8 @@ class RunPlan:
                 return position
         return frozen
 
-    def _blocks(self, local_depth: int) -> list[Blocks]:
+    def scheduled_blocks(self, local_depth: int) -> list[Blocks]:
+        """Return the blocks that each round trains, ascending, if clients hold `local_depth`."""
         schedule = self.resolved
         if schedule == PAPER:
             return self.task.published(self.num_rounds, self.depth, local_depth)

@@ -228,40 +228,20 @@ def _renamed(tags: Any, renames: Mapping[str, str]) -> Any:
     return made
 
 
-def _first_piece_tags(word_of_pieces: Iterable[int | None], tags: Iterable[str]) -> list[str]:
-    """Return a tag for each piece; None is the word of [CLS] and [SEP]."""
-    left = dict(enumerate(tags))
-    made = []
-    for word in word_of_pieces:
-        if word is None:
-            made.append("")
-        else:
-            made.append(left.pop(word, ""))  # gone: a further piece of the word
-    return made
-
-
 def _tagged(tags: Iterable[str]) -> dict[int, str]:
     """Return the tags by their position, without the empty ones."""
     return {position: tag for position, tag in enumerate(tags) if tag}
 
 
-def _names(label_ids: Iterable[int], labels: Sequence[str]) -> list[str]:
-    return [labels[label] for label in label_ids]
-
-
 def first_entity(tags: Iterable[str]) -> str:
-    """Return the first entity type among BIO tags (`Disease` for `O B-Disease`), or `O` where there
-    is none.
-    """
+    """Return the first entity type among BIO tags (`Disease` for `O B-Disease`), else `O`."""
     return next((tag[2:] for tag in tags if tag != OUTSIDE), OUTSIDE)
 
 
 def _first_pieces(
     word_of: Sequence[int | None], word_tags: Sequence[str]
 ) -> tuple[list[str], list[int]]:
-    """Return a tag for each piece, empty but at the first one of a word, and the numbers of the
-    words tagged so.
-    """
+    """Return each piece's tag, empty but at a word's first one, and the numbers of those words."""
     tags: list[str] = []
     words: list[int] = []
     for word in word_of:
@@ -282,9 +262,7 @@ def _fit(pieces: int, kept: int, word_tags: Sequence[str], words: Sequence[int])
 
 
 def _number(kind: str, labels: tuple[str, ...]) -> int:
-    """Return the number of an entity type among those of the label set: names stay where
-    they are.
-    """
+    """Return the number of an entity type in the label set: names need not leave a site."""
     return sorted({label[2:] for label in labels if label != OUTSIDE}).index(kind)
 
 
