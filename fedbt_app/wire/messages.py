@@ -311,7 +311,7 @@ def capabilities_message(capabilities: Capabilities, message: Message) -> Messag
             "labels": ConfigRecord(labels),
             "fit": ConfigRecord(asdict(capabilities.fit)),
             "held": states_record(capabilities.held),
-            "reply": ConfigRecord({"status": OK, "error": ""}),
+            "reply": ConfigRecord({"status": OK, "error": "", "name": capabilities.name}),
         }
     )
     return Message(content, reply_to=message)

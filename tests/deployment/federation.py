@@ -147,8 +147,9 @@ class Finished:
         return load_file(Path((self.report or {})["model_dir"]) / "model.safetensors")
 
     def line(self, *words: str) -> str:
-        """Return the one line of the log with all the words."""
-        [line] = [line for line in self.log if all(word in line for word in words)]
+        """Return the one line of the log with all the words; the last lines sum up and do not count."""
+        told = [line for line in self.log if not line.startswith("left out: ")]
+        [line] = [line for line in told if all(word in line for word in words)]
         return line
 
 

@@ -183,7 +183,7 @@ def test_capabilities_hold_names_and_counts_and_nothing_else() -> None:
         "labels": {"names": ["heart", "liver"], "counts": [70, 63]},
         "fit": asdict(CAPABILITIES.fit),
         "held": {"head": json.dumps([2, "d" * 64])},
-        "reply": {"status": "ok", "error": ""},
+        "reply": {"status": "ok", "error": "", "name": "clinic"},
     }
 
 
