@@ -412,3 +412,27 @@ def test_when_every_client_failed_the_run_stops_with_the_reason_and_leaves_no_re
     folder = Path(values["output-dir"])
     assert not (folder / "report.json").exists()
     assert not (folder / "model").exists()
+
+
+def test_counts_that_are_none_are_left_out_of_the_federations_scores(small: Settings) -> None:
+    values = small(method="head", num_rounds=1, client_evaluation="final")
+    honest = federate(values, simulated(3)).outcome.client_metrics
+    assert honest["accuracy"] >= 0
+    for spoilt in (
+        {"loss": math.nan},
+        {"loss": math.inf},
+        {"true_0": -1.0},
+        {"hit_0": 1e300},
+        {"not a name": 1.0},
+    ):
+
+        def tamper(node: int, reply: Message, spoilt: dict[str, float] = spoilt) -> Message:
+            if node == THIRD and reply.metadata.message_type == "evaluate":
+                reply.content["tally"] = MetricRecord(spoilt)
+            return reply
+
+        run = federate(values, simulated(3), tamper)
+        assert [refusal.client for refusal in run.refusals] == ["client-2"], spoilt
+        found = run.outcome.client_metrics
+        assert all(math.isfinite(value) and value >= 0 for value in found.values()), spoilt
+        assert found.keys() == honest.keys()
