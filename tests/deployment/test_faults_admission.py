@@ -108,6 +108,7 @@ def tampered(folder: Path, patches: str) -> str:
     return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
+@pytest.mark.slow
 def test_a_delta_that_is_not_finite_is_not_used(
     federation: Federation, observe: Observe, tmp_path: Path
 ) -> None:
