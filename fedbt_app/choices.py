@@ -21,17 +21,36 @@ class Choices(dict[str, Thing]):
         raise FedBTError(f"{self.setting}={name} is not one of {known}")
 
 
+class TakesNoValue(ValueError):
+    """Raised by a maker for a value behind a name that takes none."""
+
+
+def without_value(make: Callable[[Any], Thing]) -> Maker[Thing]:
+    """Return the maker of something that takes no value behind its name."""
+
+    def maker(value: str, settings: Any) -> Thing:
+        if value:
+            raise TakesNoValue
+        return make(settings)
+
+    return maker
+
+
 def made(makers: Choices[Maker[Thing]], text: str, settings: Any) -> Thing:
     """Make what `name` or `name:value` stands for.
 
     Raises
     ------
     FedBTError
-        When there is no such name, or the value is not one that it takes.
+        When there is no such name, or it takes no value, or not this one.
     """
     name, _, value = text.strip().partition(":")
     try:
         return makers[name](value, settings)
+    except TakesNoValue:
+        raise FedBTError(
+            f"{makers.setting}={text}: {name} takes no value, write {name} alone"
+        ) from None
     except ValueError:
         raise FedBTError(
             f"{makers.setting}={text}: {name} takes a number, write for example {name}:0.5"

@@ -8,18 +8,19 @@ from typing import Any
 from fedbt_app.aggregation.base import Rule, ServerOptimizer
 from fedbt_app.aggregation.mean import WeightedMean
 from fedbt_app.aggregation.momentum import Momentum
-from fedbt_app.choices import Choices, Maker
+from fedbt_app.choices import Choices, Maker, without_value
 
 
-def _mean(value: str, settings: Any) -> Rule:
+def _mean(settings: Any) -> Rule:
     return WeightedMean()
 
 
-def _momentum(value: str, settings: Any) -> ServerOptimizer:
-    share = float(value or settings.server_momentum)
-    return Momentum(share)
+def _momentum(settings: Any) -> ServerOptimizer:
+    return Momentum(settings.server_momentum)
 
 
-RULES: Choices[Maker[Rule]] = Choices("aggregation", {"mean": _mean})
+RULES: Choices[Maker[Rule]] = Choices("aggregation", {"mean": without_value(_mean)})
 
-OPTIMIZERS: Choices[Maker[ServerOptimizer]] = Choices("server-optimizer", {"momentum": _momentum})
+OPTIMIZERS: Choices[Maker[ServerOptimizer]] = Choices(
+    "server-optimizer", {"momentum": without_value(_momentum)}
+)

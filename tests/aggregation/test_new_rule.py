@@ -64,3 +64,13 @@ def test_a_rule_that_is_none_or_a_value_that_is_no_number_is_refused_in_one_line
     monkeypatch.setitem(RULES, "median", lambda value, settings: Median(float(value or 1)))
     with pytest.raises(FedBTError, match="aggregation=median:much: median takes a number"):
         RunConfig.load(settings(aggregation="median:much"))
+
+
+@pytest.mark.parametrize("setting", ["aggregation=mean:0.1", "server-optimizer=momentum:5"])
+def test_a_value_behind_a_name_that_takes_none_is_refused(
+    setting: str, settings: Callable[..., dict[str, Any]]
+) -> None:
+    key, text = setting.split("=")
+    name = text.partition(":")[0]
+    with pytest.raises(FedBTError, match=f"^{setting}: {name} takes no value, write {name} alone$"):
+        RunConfig.load(settings(**{key.replace("-", "_"): text}))
