@@ -1,5 +1,6 @@
 """Fine-tuning: one class a row."""
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from fedbt_app.tasks.base import (
 )
 from fedbt_app.tasks.labels import fractions_in, lists_in, names_of
 from fedbt_app.tasks.metrics import ACCURACY, LOSS, MACRO_F1
-from fedbt_app.tasks.notes import Notes
+from fedbt_app.tasks.notes import Notes, note_renamed
 from fedbt_app.tasks.schedules import cyclic_decreasing
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ class Classification(Task):
                 "classification takes one label a row; name another column, or mend the rows"
             )
         known = {*self.given_labels(settings.label_names), *self.allowed(settings.allowed_names)}
-        labels = names_of(cells, known, settings.label_renames)
+        renames = settings.label_renames
+        plain = names_of(cells, {*known, *renames})
+        labels = [renames.get(label, label) for label in plain]
+        note_renamed(notes, sum(map(operator.ne, plain, labels)))
         if not known and (fractions := fractions_in(labels)):
             raise FedBTError(
                 f"column {name!r} holds fractions in {fractions} of {len(cells)} rows: classification "

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d+)?|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)
@@ -22,32 +22,18 @@ def clean(value: Any) -> str:
     return _BLANK.sub(" ", name).strip()
 
 
-def names_of(
-    cells: Sequence[Any],
-    known: Collection[str] = (),
-    renames: Mapping[str, str] | None = None,
-) -> list[str]:
+def names_of(cells: Sequence[Any], known: Collection[str] = ()) -> list[str]:
     """Return a column of labels by name: 1, 1.0 and "1.0" are one label, written `1`.
 
-    A column with fractions stays as it is: it holds scores, or codes in which the end counts.
-
-    Parameters
-    ----------
-    known : names that are right as they are
-    renames : names to write otherwise
+    A column with fractions stays as it is: it holds scores, or codes in which the end counts. So do
+    `known` names.
     """
-    renames = renames or {}
     names = [clean(cell) for cell in cells]
-    whole = not any(_is_fraction(name) for name in set(names).difference(known, renames))
-
-    def named(name: str) -> str:
-        if name in known or name in renames:
-            return renames.get(name, name)
-        if whole and _WHOLE.fullmatch(name):
-            name = _without_point(name)
-        return renames.get(name, name)
-
-    made = {name: named(name) for name in set(names)}
+    distinct = set(names)
+    others = distinct.difference(known)
+    made = {name: name for name in distinct}
+    if not any(map(_is_fraction, others)):
+        made |= {name: _without_point(name) for name in others if _WHOLE.fullmatch(name)}
     return [made[name] for name in names]
 
 

@@ -1,5 +1,6 @@
 """Fine-tuning: named-entity recognition, a BIO tag for each word."""
 
+import operator
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +31,7 @@ from fedbt_app.tasks.base import (
 )
 from fedbt_app.tasks.labels import clean
 from fedbt_app.tasks.metrics import ENTITY_F1, LOSS, PRECISION, RECALL
-from fedbt_app.tasks.notes import Notes
+from fedbt_app.tasks.notes import Notes, note_renamed
 from fedbt_app.tasks.schedules import cyclic_decreasing
 from fedbt_app.tasks.tag_schemes import OUTSIDE, bio_names, normalised
 
@@ -55,7 +56,9 @@ class NamedEntities(Task):
         name = settings.tags_column
         rows = [_cleaned(tags) for tags in columns[name]]
         tags = normalised(rows, settings.label_names, name, notes)
-        return columns | {name: [_renamed(row, settings.label_renames) for row in tags]}
+        renamed = [_renamed(row, settings.label_renames) for row in tags]
+        note_renamed(notes, sum(map(_changed, tags, renamed)))
+        return columns | {name: renamed}
 
     def given_labels(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Return the tags as BIO, whatever scheme they were given in."""
@@ -226,6 +229,13 @@ def _renamed(tags: Any, renames: Mapping[str, str]) -> Any:
         else:
             made.append(OUTSIDE if new == OUTSIDE else tag[:2] + new)
     return made
+
+
+def _changed(tags: Any, renamed: Any) -> int:
+    """Count the tags of a row that are written otherwise."""
+    if not isinstance(tags, list):
+        return 0
+    return sum(map(operator.ne, tags, renamed))
 
 
 def _tagged(tags: Iterable[str]) -> dict[int, str]:

@@ -17,3 +17,9 @@ class Notes:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.lines)
+
+
+def note_renamed(notes: Notes, count: int) -> None:
+    """Tell how many labels `label-map` made others: a wrong name in it would change none."""
+    if count:
+        notes.add(f"label-map: {count} labels are written otherwise")

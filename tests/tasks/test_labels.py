@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from fedbt_app.config import RunConfig
 from fedbt_app.errors import FedBTError
 from fedbt_app.tasks import TASKS
+from fedbt_app.tasks.classification import Classification
 from fedbt_app.tasks.labels import clean, fractions_in, lists_in, names_of
 from fedbt_app.tasks.notes import Notes
 
@@ -27,9 +29,18 @@ def test_a_column_of_codes_with_fractions_keeps_its_ends() -> None:
     assert names_of(["I10", "E11.9", "007"]) == ["I10", "E11.9", "007"]
 
 
+def renamed(cells: list[Any], label_map: str) -> tuple[list[str], int]:
+    """Return what a label-map makes of a column, and how many labels the site is told of."""
+    notes = Notes()
+    config = RunConfig(label_map=label_map)
+    made = Classification().prepared(config, {"text": [], "label": cells}, notes)
+    told = [int(line.split()[1]) for line in notes if line.startswith("label-map: ")]
+    return made["label"], sum(told)
+
+
 def test_names_that_are_given_stay_as_they_are() -> None:
     assert names_of(["2.0", "3.0"], known={"2.0"}) == ["2.0", "3"]
-    assert names_of(["0.5", "1.0"], renames={"0.5": "half"}) == ["half", "1"]
+    assert renamed(["0.5", "1.0"], "0.5=half") == (["half", "1"], 1)
 
 
 def test_unicode_is_composed_and_blanks_go() -> None:
@@ -42,9 +53,8 @@ def test_unicode_is_composed_and_blanks_go() -> None:
 
 
 def test_renames_take_place_before_and_after_numbers_are_made_alike() -> None:
-    assert names_of(["1.0", 1, "Heart"], renames={"1": "yes", "Heart": "heart"}) == [
-        *("yes", "yes", "heart")
-    ]
+    assert renamed(["1.0", 1, "Heart"], "1=yes;Heart=heart") == (["yes", "yes", "heart"], 3)
+    assert renamed(["1.0", "Heart"], "Haert=heart") == (["1", "Heart"], 0)
 
 
 @pytest.mark.parametrize("cell", [["a"], [], {"a": 1}, "['a', 'b']", ' ["a"]', "{'a': 1}"])
@@ -94,10 +104,12 @@ def test_entity_types_are_renamed_in_whatever_scheme(config: Any) -> None:
         "ner_tags": [["B-Drug", "E-Drug", " O"], ["S-Neg", "O", f"S-{DECOMPOSED}"]],
     }
     settings = config(task="ner", label_map="Drug=Chemical; Neg = O")
-    assert ner.prepared(settings, rows, Notes())["ner_tags"] == [
+    notes = Notes()
+    assert ner.prepared(settings, rows, notes)["ner_tags"] == [
         ["B-Chemical", "I-Chemical", "O"],
         ["O", "O", f"B-{COMPOSED}"],
     ]
+    assert "label-map: 3 labels are written otherwise" in notes.lines
 
 
 def test_entity_types_may_be_listed_as_types_or_as_tags() -> None:
