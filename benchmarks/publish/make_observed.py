@@ -29,7 +29,9 @@ def wire(seen: dict[str, Any]) -> str:
     total = seen["wire_bytes"]
     parts = {
         "messages, as the report's ledger counts them": seen["ledger_bytes"],
-        "HTTP and TLS around them, and the app's code where it is sent again": seen["http_and_tls_bytes"],
+        "HTTP and TLS around them, and the app's code where it is sent again": seen[
+            "http_and_tls_bytes"
+        ],
         "TCP, IP and Ethernet headers": seen["tcp_ip_ethernet_bytes"],
         f"polling and signs of life, {seen['seconds']} s": seen["polling_bytes"],
         f"the app's code, once to each of {seen['nodes']} nodes": seen["app_code_bytes"],

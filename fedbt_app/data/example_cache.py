@@ -19,7 +19,7 @@ from fedbt_app.tasks.base import Columns, Fit
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FORMAT = 4  # raise it when the same input gives other examples
+FORMAT = 5  # raise it when the same input gives other examples
 ABOUT = "about.json"  # what is in an entry's folder
 
 

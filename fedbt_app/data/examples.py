@@ -119,6 +119,7 @@ def client_data(
                 f"dataset={config.dataset} leaves nothing to train on: give this client more rows"
             )
         counts = TASKS[config.task].label_counts(made.values())
+        fit = replace(fit, dropped=_share(notes.dropped, partition))
         return made, Facts(counts, fit, length(rows), notes.lines)
 
     splits, facts = cached(
@@ -150,6 +151,7 @@ def test_data(config: RunConfig, tokenizer: Tokenizer, tokenizer_id: str) -> Cen
                 f"dataset={config.dataset} has no test rows: "
                 "raise test-fraction or add a test split"
             )
+        fit = replace(fit, dropped=notes.dropped)
         return made, Facts({}, fit, length(rows), notes.lines)
 
     splits, facts = cached(
@@ -225,7 +227,19 @@ def _checked(config: RunConfig, table: Table, split: str, notes: Notes) -> Colum
     rows = checked(config, table, split)
     for note in table.notes:
         notes.add(note)
+    dropped = table.rows - length(rows)
+    if dropped:
+        notes.add(f"{dropped} rows of {split} have no text and are dropped")
+    notes.dropped += dropped
     return rows
+
+
+def _share(dropped: int, partition: tuple[int, int] | None) -> int:
+    """Deal what no client was given evenly, so that the clients' numbers add up to all of it."""
+    if partition is None:
+        return dropped
+    client, clients = partition
+    return len(range(client, dropped, clients))
 
 
 def _test_split(splits: Iterable[str]) -> str | None:

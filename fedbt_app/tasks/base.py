@@ -119,6 +119,7 @@ class Fit:
         word pieces of the rows, special ones not counted, and those that are not read
     labelled, labelled_cut : words with a label of their own (ner), and those that are not read
     unknown : word pieces that are read as [UNK]
+    dropped : rows without text, which are none of `rows`
     """
 
     rows: int = 0
@@ -128,6 +129,7 @@ class Fit:
     labelled: int = 0
     labelled_cut: int = 0
     unknown: int = 0
+    dropped: int = 0
 
     def __add__(self, other: "Fit") -> "Fit":
         mine, others = astuple(self), astuple(other)

@@ -6,9 +6,15 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Notes:
-    """Short sentences: file names, kinds and counts; never what stands in a cell."""
+    """Short sentences: file names, kinds and counts; never what stands in a cell.
+
+    Attributes
+    ----------
+    dropped : rows without text
+    """
 
     lines: list[str] = field(default_factory=list)
+    dropped: int = 0
 
     def add(self, line: str) -> None:
         """Add a sentence, once."""

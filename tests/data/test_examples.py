@@ -244,6 +244,21 @@ def test_what_is_cut_is_counted_and_the_gold_standard_keeps_it(tmp_path: Path, c
     assert client(short.with_node({"tags-column": "ner_tags"})).fit == found.fit  # from the cache
 
 
+def test_rows_without_text_are_counted_and_told(
+    tmp_path: Path, config: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    empty = [{"text": " ", "label": "a"}] * 5
+    write(tmp_path / "train.jsonl", [*ROWS, *empty])
+    write(tmp_path / "test.jsonl", [*ROWS[:8], *empty[:2]])
+    both = config(dataset=tmp_path)
+    with caplog.at_level("INFO", "flwr"):
+        assert client(both).fit.dropped == 5
+    assert "fedbt: data: 5 rows of train have no text and are dropped" in caplog.messages
+    assert client(both).fit.dropped == 5  # from the cache
+    assert [client(both, (k, 3)).fit.dropped for k in range(3)] == [2, 2, 1]  # in all, so many
+    assert examples.test_data(both, tokenizer, "minilm").fit.dropped == 2
+
+
 def test_rows_of_a_foreign_script_are_told_as_unknown(tmp_path: Path, config: Any) -> None:
     rows = [
         {"text": "\u4e00 \U0001f9ec word word", "label": "a"},
