@@ -16,7 +16,7 @@ from fedbt_app.tasks import TASKS
 if TYPE_CHECKING:
     from fedbt_app.data.survey import Split
     from fedbt_app.model.checkpoint import Checkpoint
-    from fedbt_app.tasks.base import Fit
+    from fedbt_app.tasks.fit import Fit
 
 
 def examine(config: RunConfig) -> Iterator[Finding]:

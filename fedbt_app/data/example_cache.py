@@ -14,7 +14,8 @@ from fedbt_app.config import RunConfig
 from fedbt_app.data.sources import identity, length
 from fedbt_app.errors import FedBTError
 from fedbt_app.files import replaced_folder
-from fedbt_app.tasks.base import Columns, Fit
+from fedbt_app.tasks.base import Columns
+from fedbt_app.tasks.fit import Fit
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -22,7 +22,8 @@ from fedbt_app.data.readers.table import Table
 from fedbt_app.data.sources import checked, length, local_files, readers, select
 from fedbt_app.errors import FedBTError
 from fedbt_app.tasks import TASKS
-from fedbt_app.tasks.base import Columns, Fit
+from fedbt_app.tasks.base import Columns
+from fedbt_app.tasks.fit import Fit
 from fedbt_app.tasks.notes import Notes
 
 if TYPE_CHECKING:

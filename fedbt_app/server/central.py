@@ -11,8 +11,9 @@ from fedbt_app.model.local_model import build
 from fedbt_app.model.weights import Weights
 from fedbt_app.plan import untrained_plan
 from fedbt_app.tasks import TASKS
-from fedbt_app.tasks.base import Fit, Reading
+from fedbt_app.tasks.base import Reading
 from fedbt_app.tasks.batch import Collator, special_tokens
+from fedbt_app.tasks.fit import Fit
 from fedbt_app.training import train
 
 

@@ -3,30 +3,28 @@
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
 from fedbt_app.errors import FedBTError
 from fedbt_app.parts import HeadKind
+from fedbt_app.tasks.fit import Fit
 from fedbt_app.tasks.metrics import Metric
 from fedbt_app.tasks.notes import Notes
+from fedbt_app.tasks.scores import IGNORED, Pair, Scores, Tally
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
 
-IGNORED = -100  # torch's own mark for "no loss here"
-MOST_CUT = 0.01  # of the word pieces, or of the labelled words
-MOST_UNKNOWN = 0.05  # of the word pieces that are read
 SPECIAL_PIECES = 2  # [CLS] and [SEP] of a row
 MULTIPLE = 8  # batches are padded to multiples of this: fewer distinct shapes, friendlier kernels
 
 Columns = dict[str, list[Any]]  # column name -> one value a row
 Row = Mapping[str, Any]
 Blocks = tuple[int, ...]
-Tally = dict[str, int]
 
 
 class Settings(Protocol):
@@ -106,62 +104,6 @@ class Read:
     ids: np.ndarray
     positions: np.ndarray
     targets: np.ndarray
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How much of some rows is not read, as they are longer than `max-length`; counts, which add
-    up.
-
-    Attributes
-    ----------
-    pieces, pieces_cut
-        word pieces of the rows, special ones not counted, and those that are not read
-    labelled, labelled_cut : words with a label of their own (ner), and those that are not read
-    unknown : word pieces that are read as [UNK]
-    dropped : rows without text, which are none of `rows`
-    """
-
-    rows: int = 0
-    rows_cut: int = 0
-    pieces: int = 0
-    pieces_cut: int = 0
-    labelled: int = 0
-    labelled_cut: int = 0
-    unknown: int = 0
-    dropped: int = 0
-
-    def __add__(self, other: "Fit") -> "Fit":
-        mine, others = astuple(self), astuple(other)
-        return Fit(*(ours + theirs for ours, theirs in zip(mine, others, strict=True)))
-
-    @property
-    def cut_share(self) -> float:
-        """The share of word pieces that are not read."""
-        return self.pieces_cut / max(1, self.pieces)
-
-    @property
-    def unknown_share(self) -> float:
-        """The share of what is read that is [UNK]."""
-        return self.unknown / max(1, self.pieces - self.pieces_cut)
-
-    @property
-    def warnings(self) -> list[str]:
-        """What a person should know before trusting a score."""
-        found = []
-        if self.cut_share > MOST_CUT or self.labelled_cut > MOST_CUT * self.labelled:
-            found.append(f"{self}: raise max-length")
-        if self.unknown_share > MOST_UNKNOWN:
-            found.append(
-                f"{100 * self.unknown_share:.1f} % of the word pieces are [UNK]: the tokenizer does not fit the text"
-            )
-        return found
-
-    def __str__(self) -> str:
-        share = f"{100 * self.cut_share:.1f} % of the word pieces"
-        if self.labelled:
-            share += f" and {self.labelled_cut} of {self.labelled} labelled words"
-        return f"{self.rows_cut} of {self.rows} rows are cut, {share} are not read"
 
 
 @dataclass(frozen=True)
@@ -321,12 +263,12 @@ class Task(ABC):
             reduction=reduction,
         )
 
-    def scores(self, labels: tuple[str, ...]) -> "Scores":
+    def scores(self, labels: tuple[str, ...]) -> Scores:
         """Return what collects an evaluation's predictions."""
         return Scores(self, labels)
 
     @abstractmethod
-    def tallied(self, pair: "Pair", labels: tuple[str, ...]) -> Tally:
+    def tallied(self, pair: Pair, labels: tuple[str, ...]) -> Tally:
         """Count one example's hits and misses, so that counts of many examples can be summed."""
 
     @abstractmethod
@@ -350,48 +292,6 @@ class Task(ABC):
     def measured(self, depth: int) -> str:
         """Return the schedule that we measured best for so shallow a model; empty: the published."""
         return ""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One example's true and predicted label ids, position by position, and the example itself."""
-
-    true: list[int]
-    predicted: list[int]
-    row: Row
-
-
-class Scores:
-    """Counts predictions over batches, and turns the counts into the task's metrics."""
-
-    def __init__(self, task: Task, labels: tuple[str, ...] = ()) -> None:
-        self._task, self._labels = task, labels
-        self._sums: Counter[str] = Counter({"loss": 0, "positions": 0})
-
-    def add(self, outputs: "torch.Tensor", targets: "torch.Tensor", rows: Sequence[Row]) -> None:
-        """Add one batch: outputs (B, P, classes), targets (B, P), and the B examples."""
-        kept = targets != IGNORED
-        loss = self._task.loss(outputs[kept][None], targets[kept][None], reduction="sum")
-        self._sums.update({"loss": float(loss), "positions": int(kept.sum())})
-        predicted = outputs.argmax(dim=-1)
-        for index, row in enumerate(rows):
-            read = kept[index]
-            pair = Pair(targets[index][read].tolist(), predicted[index][read].tolist(), row)
-            self._sums.update(self._task.tallied(pair, self._labels))
-
-    @property
-    def tally(self) -> dict[str, float]:
-        """The sums of all that was counted: they may leave a site, and add up over sites."""
-        return dict(self._sums)
-
-    def metrics(self) -> dict[str, float]:
-        """Return the metrics over all that was added."""
-        return self._task.scored(self.tally, self._labels)
-
-
-def mean_loss(tally: Mapping[str, float]) -> float:
-    """Return the mean loss of a loss position."""
-    return tally.get("loss", 0.0) / max(1, tally.get("positions", 0))
 
 
 def cut_at(ids: list[int], max_length: int) -> list[int]:

@@ -11,8 +11,9 @@ import torch
 from fedbt_app.costs.meter import FlopMeter
 from fedbt_app.model import forward
 from fedbt_app.model.local_model import LocalModel
-from fedbt_app.tasks.base import Scores, padded
+from fedbt_app.tasks.base import padded
 from fedbt_app.tasks.batch import Batch, Collator
+from fedbt_app.tasks.scores import Scores
 from fedbt_app.training.optimizer import Optimizer, TrainSettings
 from fedbt_app.training.prefix_cache import PrefixCache
 

@@ -16,7 +16,7 @@ from fedbt_app.costs.ledger import ClientCosts
 from fedbt_app.errors import FedBTError
 from fedbt_app.parts import PartState
 from fedbt_app.plan import RoundPlan
-from fedbt_app.tasks.base import Fit
+from fedbt_app.tasks.fit import Fit
 from fedbt_app.wire.records import (
     checked,
     count,

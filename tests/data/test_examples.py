@@ -14,7 +14,7 @@ import pytest
 from fedbt_app.config import RunConfig, defaults
 from fedbt_app.data import examples
 from fedbt_app.errors import FedBTError
-from fedbt_app.tasks.base import Fit
+from fedbt_app.tasks.fit import Fit
 
 BASE = defaults()
 ROWS = [{"text": f"patient {number} is well", "label": "ab"[number % 2]} for number in range(40)]

@@ -12,7 +12,7 @@ from fedbt_app.costs.ledger import Ledger, RoundEntry
 from fedbt_app.errors import FedBTError
 from fedbt_app.files import PARTIAL
 from fedbt_app.report import plots, report
-from fedbt_app.tasks.base import Fit
+from fedbt_app.tasks.fit import Fit
 
 COST_NAMES = {
     "train_flops",

@@ -11,8 +11,9 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from fedbt_app.errors import FedBTError
 from fedbt_app.tasks import TASKS, metric_named
-from fedbt_app.tasks.base import IGNORED, Reading, Scores, SpecialTokens
+from fedbt_app.tasks.base import Reading, SpecialTokens
 from fedbt_app.tasks.batch import Batch, Collator, special_tokens
+from fedbt_app.tasks.scores import IGNORED, Scores
 
 PAD, MASK, VOCABULARY = 0, 4, 1000
 TOKENS = SpecialTokens(PAD, MASK, (0, 1, 2, 3, 4), VOCABULARY)

@@ -20,7 +20,7 @@ from fedbt_app.costs.ledger import ClientCosts
 from fedbt_app.errors import FedBTError
 from fedbt_app.parts import PartState
 from fedbt_app.plan import RoundPlan
-from fedbt_app.tasks.base import Fit
+from fedbt_app.tasks.fit import Fit
 from fedbt_app.wire.local_grid import over_the_wire
 from fedbt_app.wire.messages import (
     FAILED,
