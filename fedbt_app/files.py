@@ -1,6 +1,6 @@
-"""Files and folders that are there whole or not at all.
+"""Files and folders that are there whole or not at all, and a lock on a folder.
 
-Each is made beside its place and moved there once it is on the disk. What a killed process leaves
+Each file or folder is made beside its place and moved there once it is on the disk. What a killed process leaves
 behind has a name that ends in `.partial`.
 """
 
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PARTIAL = ".partial"
+LOCK = "lock"
 # Who may read a file: its owner; or everybody, less what the umask takes away.
 PRIVATE = 0o600
 READABLE = 0o666
@@ -62,6 +63,16 @@ def replaced_folder(path: Path, keep: Callable[[], bool] = lambda: False) -> Ite
         _take_place(new, path, old, keep)
     finally:
         shutil.rmtree(around, ignore_errors=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Let one process at a time into `folder`; the lock goes with the process that holds it."""
+    import fcntl  # not above: Windows has none, and much of FedBT needs no lock
+
+    with (folder / LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _take_place(new: Path, path: Path, old: Path, keep: Callable[[], bool]) -> None:

@@ -6,13 +6,12 @@ file for file: every node gets the same code, wherever the run was started.
 """
 
 import hashlib
-import shutil
-import tempfile
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 from fedbt_app.config import APP_DIR, default_cache_folder
 from fedbt_app.errors import FedBTError
+from fedbt_app.files import replaced_folder
 
 DISTRIBUTION = "fedbt-app"
 # the package; pyproject.toml puts them into the wheel
@@ -70,15 +69,8 @@ def _digest(files: dict[str, bytes]) -> str:
 def _lay_out(folder: Path, files: dict[str, bytes]) -> None:
     """Write the folder whole or not at all; another process may have been first."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    try:
+    with replaced_folder(folder, keep=lambda: True) as scratch:
         for name, content in files.items():
             path = scratch / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        scratch.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -14,14 +14,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedbt_app.config import APP_DIR, default_cache_folder
 from fedbt_app.errors import FedBTError
-from fedbt_app.files import replace_text
+from fedbt_app.files import alone_in, replace_text
 
 PATIENCE = 60  # seconds until a SuperLink answers: a few on an idle machine
 ATTEMPTS = 3  # another process may take the port that was free a moment ago
@@ -101,7 +100,7 @@ def start() -> Path:
     folder = settings_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
+        with alone_in(folder):  # two runs that begin together share one SuperLink
             if running(folder) is None:
                 _start(folder)
     except OSError as error:
@@ -143,16 +142,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time in: two runs that begin together share one SuperLink."""
-    import fcntl  # not above: Windows has none, and a remote SuperLink needs none
-
-    with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _start(folder: Path) -> None:

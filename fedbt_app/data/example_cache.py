@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedbt_app.config import RunConfig
-from fedbt_app.data.sources import identity, length
+from fedbt_app.data.readers.table import length
+from fedbt_app.data.sources import identity
 from fedbt_app.errors import FedBTError
 from fedbt_app.files import replaced_folder
 from fedbt_app.tasks.base import Columns

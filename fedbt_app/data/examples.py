@@ -18,8 +18,8 @@ from fedbt_app.config import EMBEDDED, NO_DATA, RunConfig
 from fedbt_app.data import label_names, phenotypes
 from fedbt_app.data.example_cache import Facts, Made, cached
 from fedbt_app.data.partition import partition as split_over_clients
-from fedbt_app.data.readers.table import Table
-from fedbt_app.data.sources import checked, length, local_files, readers, select
+from fedbt_app.data.readers.table import Table, length
+from fedbt_app.data.sources import checked, local_files, readers, select
 from fedbt_app.errors import FedBTError
 from fedbt_app.tasks import TASKS
 from fedbt_app.tasks.base import Columns

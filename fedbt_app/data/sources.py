@@ -15,7 +15,7 @@ from fedbt_app.data import phenotypes
 from fedbt_app.data.readers import ENDINGS, ending_of, is_readable_folder, read
 from fedbt_app.data.readers.arrow_files import is_saved, read_dataset, saved_splits
 from fedbt_app.data.readers.opened import bare
-from fedbt_app.data.readers.table import Table, Wanted, table_of
+from fedbt_app.data.readers.table import Table, Wanted, length, table_of
 from fedbt_app.errors import FedBTError
 from fedbt_app.tasks import TASKS
 from fedbt_app.tasks.base import Columns
@@ -189,11 +189,6 @@ def select(columns: Columns, rows: Iterable[Any]) -> Columns:
     """Return the rows of these numbers, in that order."""
     chosen = [int(row) for row in rows]
     return {name: [values[row] for row in chosen] for name, values in columns.items()}
-
-
-def length(columns: Mapping[str, Sequence[Any]]) -> int:
-    """Return the number of rows."""
-    return len(next(iter(columns.values()))) if columns else 0
 
 
 def checked(config: RunConfig, table: Table, split: str) -> Columns:

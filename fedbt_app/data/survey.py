@@ -13,8 +13,8 @@ import numpy as np
 
 from fedbt_app.config import RunConfig
 from fedbt_app.data.readers import read
-from fedbt_app.data.readers.table import Table
-from fedbt_app.data.sources import checked, length, local_files, wanted_of
+from fedbt_app.data.readers.table import Table, length
+from fedbt_app.data.sources import checked, local_files, wanted_of
 from fedbt_app.tasks import TASKS
 from fedbt_app.tasks.base import Columns, in_batches
 

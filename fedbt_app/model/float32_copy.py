@@ -7,20 +7,18 @@ of this machine.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from fedbt_app.files import PARTIAL, replace_file
+from fedbt_app.files import PARTIAL, alone_in, replace_file
 
 COPIES_KEPT = 3  # those used last: each takes 4 bytes a parameter
-_LOCK = "lock"
 
 Read = Callable[[str], torch.Tensor]  # by name
 
@@ -46,7 +44,7 @@ def float32_copy(
     path = folder / f"{key}.safetensors"
     if not _is_whole(path):
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with alone_in(folder):
             if not _is_whole(path):  # no other process was faster
                 _make_room(folder)
                 replace_file(path, lambda temporary: _write(temporary, names, read))
@@ -85,14 +83,6 @@ def _is_whole(path: Path) -> bool:
             return True
     except (OSError, SafetensorError):
         return False
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time write in `folder`; the lock goes with the process that holds it."""
-    with (folder / _LOCK).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _last_used(path: Path) -> float:

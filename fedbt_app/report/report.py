@@ -61,7 +61,7 @@ class RunRecord:
     reference_source : "measured" or "predicted"
     reference_same_flops : FLOPs of full-model training with this app's own optimisations
     initial, final : metrics on the central test set; empty without one
-    client_metrics : final, on the clients' held-out rows, weighted by rows; may be empty
+    client_metrics : final, from the counts of all clients on their held-out rows; may be empty
     majority : accuracy of always answering the test set's most frequent class (classification)
     clients : `name`, `examples`, `local_depth`, `device` and `fit` of each
     test : of the central test set `rows` scored, `available` rows and `fit`

@@ -26,7 +26,7 @@ from fedbt_app.tasks.fit import Fit
 from fedbt_app.tasks.labels import fractions_in, lists_in, names_of
 from fedbt_app.tasks.metrics import ACCURACY, LOSS, MACRO_F1
 from fedbt_app.tasks.notes import Notes, note_renamed
-from fedbt_app.tasks.schedules import cyclic_decreasing
+from fedbt_app.tasks.schedules import deepest_in_turn
 from fedbt_app.tasks.scores import Pair, Tally, mean_loss
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Classification(Task):
 
     def published(self, num_rounds: int, depth: int, local_depth: int) -> list[Blocks]:
         """Return the deepest 1, 2, .. blocks in turn."""
-        return [tuple(range(lowest, depth)) for lowest in cyclic_decreasing(num_rounds, depth)]
+        return deepest_in_turn(num_rounds, depth)
 
     def measured(self, depth: int) -> str:
         """Return the deepest half in every round."""

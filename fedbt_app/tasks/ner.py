@@ -4,6 +4,7 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from fedbt_app.tasks.fit import Fit
 from fedbt_app.tasks.labels import clean
 from fedbt_app.tasks.metrics import ENTITY_F1, LOSS, PRECISION, RECALL
 from fedbt_app.tasks.notes import Notes, note_renamed
-from fedbt_app.tasks.schedules import cyclic_decreasing
+from fedbt_app.tasks.schedules import deepest_in_turn
 from fedbt_app.tasks.scores import IGNORED, Pair, Tally, mean_loss
 from fedbt_app.tasks.tag_schemes import OUTSIDE, bio_names, normalised
 
@@ -181,9 +182,10 @@ class NamedEntities(Task):
             predicted[word] = labels[label]
         gold = set(get_entities(pair.row["gold"]))
         found = set(get_entities(predicted))
+        numbers = _numbers(labels)
         tally: Counter[str] = Counter()
         for counted, entities in (("true", gold), ("predicted", found), ("correct", gold & found)):
-            tally.update(f"{counted}_{_number(kind, labels)}" for kind, _, _ in entities)
+            tally.update(f"{counted}_{numbers[kind]}" for kind, _, _ in entities)
         return tally
 
     def scored(self, tally: Mapping[str, float], labels: tuple[str, ...]) -> dict[str, float]:
@@ -198,7 +200,7 @@ class NamedEntities(Task):
 
     def published(self, num_rounds: int, depth: int, local_depth: int) -> list[Blocks]:
         """Return the deepest 1, 2, .. blocks in turn."""
-        return [tuple(range(lowest, depth)) for lowest in cyclic_decreasing(num_rounds, depth)]
+        return deepest_in_turn(num_rounds, depth)
 
     def measured(self, depth: int) -> str:
         """Return the first, the middle and the last block in every round."""
@@ -268,9 +270,11 @@ def _fit(pieces: int, kept: int, word_tags: Sequence[str], words: Sequence[int])
     )
 
 
-def _number(kind: str, labels: tuple[str, ...]) -> int:
-    """Return the number of an entity type in the label set: names need not leave a site."""
-    return sorted({label[2:] for label in labels if label != OUTSIDE}).index(kind)
+@cache  # asked for every row
+def _numbers(labels: tuple[str, ...]) -> dict[str, int]:
+    """Number the entity types of a label set: names need not leave a site."""
+    kinds = sorted({label[2:] for label in labels if label != OUTSIDE})
+    return {kind: number for number, kind in enumerate(kinds)}
 
 
 def _total(tally: Mapping[str, float], counted: str) -> float:

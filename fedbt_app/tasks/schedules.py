@@ -30,3 +30,8 @@ def cyclic_decreasing(num_rounds: int, depth: int) -> list[int]:
     window = max(1, depth // 2)
     deepest = depth - 1
     return [deepest - index % window for index in range(num_rounds)]
+
+
+def deepest_in_turn(num_rounds: int, depth: int) -> list[tuple[int, ...]]:
+    """Return the blocks trained in each round of fine-tuning: the deepest one, two, .. in turn."""
+    return [tuple(range(lowest, depth)) for lowest in cyclic_decreasing(num_rounds, depth)]

@@ -22,6 +22,8 @@ from fedbt_app.errors import FedBTError
 from fedbt_app.model import checkpoint
 from fedbt_app.server.snapshot import Progress, Snapshot
 
+PLAN = ("plan", "--arch", "bert-base")
+
 
 @pytest.fixture(autouse=True)
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +55,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_plan_gives_the_published_share_of_bytes(
     capsys: pytest.CaptureFixture[str], task: list[str], share: str
 ) -> None:
-    assert main(["plan", "--arch", "bert-base", *task, "--num-rounds", "10", "codec=float32"]) == 0
+    assert main([*PLAN, *task, "--num-rounds", "10", "codec=float32"]) == 0
     assert (
         f"bytes each way with codec=float32: {share} of full-model averaging"
         in capsys.readouterr().out
@@ -61,21 +63,7 @@ def test_plan_gives_the_published_share_of_bytes(
 
 
 def test_plan_counts_the_bytes_of_the_codec(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        main(
-            [
-                "plan",
-                "--arch",
-                "bert-base",
-                "--task",
-                "mlm",
-                "--num-rounds",
-                "10",
-                "codec=int4+zstd",
-            ]
-        )
-        == 0
-    )
+    assert main([*PLAN, "--task", "mlm", "--num-rounds", "10", "codec=int4+zstd"]) == 0
     assert (
         "bytes each way with codec=int4+zstd before zstd: 1.00 % of full-model"
         in capsys.readouterr().out
@@ -83,27 +71,12 @@ def test_plan_counts_the_bytes_of_the_codec(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_plan_of_full_training_is_the_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--arch", "bert-base", "method=full", "task=mlm", "codec=float32"]) == 0
+    assert main([*PLAN, "method=full", "task=mlm", "codec=float32"]) == 0
     assert "bytes each way with codec=float32: 100.00 %" in capsys.readouterr().out
 
 
 def test_plan_lists_every_round_with_its_blocks(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        main(
-            [
-                "plan",
-                "--arch",
-                "bert-base",
-                "--task",
-                "mlm",
-                "--num-rounds",
-                "10",
-                "--local-depth",
-                "6",
-            ]
-        )
-        == 0
-    )
+    assert main([*PLAN, "--task", "mlm", "--num-rounds", "10", "--local-depth", "6"]) == 0
     rows = re.findall(r"^ *(\d+) +(\S.*?) \+ head +(\d+) ", capsys.readouterr().out, re.MULTILINE)
     assert [int(row[0]) for row in rows] == list(range(1, 11))
     assert [row[1] for row in rows] == ["0", "0", "0", "0", "0", "1", "1", "1", "2", "3"]

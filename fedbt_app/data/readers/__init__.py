@@ -22,9 +22,16 @@ from fedbt_app.errors import FedBTError
 Reader = Callable[[Path, Wanted], Table]
 # what broken content makes the libraries raise; their texts may quote it
 BROKEN = (
-    *(OSError, ValueError, LookupError, EOFError),
-    *(MemoryError, RecursionError, NotImplementedError),
-    *(zlib.error, lzma.LZMAError, zipfile.BadZipFile),
+    OSError,
+    ValueError,
+    LookupError,
+    EOFError,
+    MemoryError,
+    RecursionError,
+    NotImplementedError,  # zipfile's word for a compression that it does not know
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
 )
 
 

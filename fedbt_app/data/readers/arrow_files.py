@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from fedbt_app.data.readers.documents import SPAN_COLUMNS, Documents
 from fedbt_app.data.readers.opened import binary
-from fedbt_app.data.readers.table import Row, Table, Wanted, check_unique, from_columns, table_of
+from fedbt_app.data.readers.table import Table, Wanted, check_unique, from_columns, table_of
 from fedbt_app.errors import FedBTError
-from fedbt_app.tasks.base import Columns
+from fedbt_app.tasks.base import Columns, Row
 from fedbt_app.tasks.notes import Notes
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from typing import Any
 
 from fedbt_app.data.readers.documents import Documents
 from fedbt_app.data.readers.opened import binary
-from fedbt_app.data.readers.table import Row, Table, Wanted, table_of
+from fedbt_app.data.readers.table import Table, Wanted, table_of
 from fedbt_app.errors import FedBTError
+from fedbt_app.tasks.base import Row
 from fedbt_app.tasks.notes import Notes
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from fedbt_app.data.readers.documents import Documents
 from fedbt_app.data.readers.opened import PACKED, text
 from fedbt_app.data.readers.spans import Span, placed
-from fedbt_app.data.readers.table import Row, Table, Wanted, table_of
+from fedbt_app.data.readers.table import Table, Wanted, table_of
 from fedbt_app.data.readers.text_files import Texts
 from fedbt_app.errors import FedBTError
+from fedbt_app.tasks.base import Row
 from fedbt_app.tasks.notes import Notes
 
 

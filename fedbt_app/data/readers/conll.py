@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedbt_app.data.readers.opened import shown_encoding, text
-from fedbt_app.data.readers.table import Row, Table, Wanted, table_of
+from fedbt_app.data.readers.table import Table, Wanted, table_of
 from fedbt_app.errors import FedBTError
+from fedbt_app.tasks.base import Row
 from fedbt_app.tasks.notes import Notes
 
 MOST_COLUMNS = 4

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fedbt_app.data.readers.spans import Changes, Span, placed, tagged
-from fedbt_app.data.readers.table import Row, Wanted
+from fedbt_app.data.readers.table import Wanted
 from fedbt_app.errors import FedBTError
+from fedbt_app.tasks.base import Row
 from fedbt_app.tasks.notes import Notes
 
 SPAN_COLUMNS = ("entities", "spans", "label", "labels", "annotations")

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fedbt_app.data.readers.opened import binary
-from fedbt_app.data.readers.table import Row, Table, Wanted, check_unique, table_of
+from fedbt_app.data.readers.table import Table, Wanted, check_unique, table_of
 from fedbt_app.errors import FedBTError
+from fedbt_app.tasks.base import Row
 from fedbt_app.tasks.notes import Notes
 
 

@@ -12,7 +12,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-OUTSIDE = "O"
+from fedbt_app.tasks.tag_schemes import OUTSIDE
+
 _OWN = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and Han characters
 _MARKS = "\u0300-\u036f"  # accents that stand for themselves
 _WORD = re.compile(rf"[{_OWN}]|(?:[^\W{_OWN}][{_MARKS}]*)+|[^\w\s]")

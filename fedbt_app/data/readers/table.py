@@ -2,15 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fedbt_app.errors import FedBTError
-from fedbt_app.tasks.base import Columns
+from fedbt_app.tasks.base import Columns, Row
 from fedbt_app.tasks.notes import Notes
 
-Row = Mapping[str, Any]
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -73,9 +72,14 @@ def table_of(rows: Iterable[Row], wanted: Wanted, notes: Notes) -> Table:
 
 def from_columns(columns: Columns, wanted: Wanted, notes: Notes) -> Table:
     """Keep the wanted ones of whole columns."""
-    rows = len(next(iter(columns.values()))) if columns else 0
+    rows = length(columns)
     kept = {name: values for name, values in columns.items() if name in wanted.columns}
     return Table(kept, len(columns), rows, notes)
+
+
+def length(columns: Mapping[str, Sequence[Any]]) -> int:
+    """Return the number of rows."""
+    return len(next(iter(columns.values()))) if columns else 0
 
 
 def joined(tables: Iterable[Table]) -> Table:
