@@ -23,9 +23,8 @@ from fedbt_app.model.weights import ModelSpec, Weights, new_tensors
 from fedbt_app.parts import HEAD, HeadKind
 from fedbt_app.plan import METHODS, PAPER, RoundPlan, RunPlan
 from fedbt_app.tasks import TASKS
-from fedbt_app.tasks.base import Reading, SpecialTokens
+from fedbt_app.tasks.base import IGNORED, Reading, SpecialTokens
 from fedbt_app.tasks.batch import Batch, Collator
-from fedbt_app.tasks.scores import IGNORED
 from fedbt_app.tensors import Tensors
 from fedbt_app.training import train
 from fedbt_app.training.prefix_cache import FrozenBlocks, PrefixCache

@@ -13,18 +13,19 @@ from fedbt_app.parts import HeadKind
 from fedbt_app.tasks.fit import Fit
 from fedbt_app.tasks.metrics import Metric
 from fedbt_app.tasks.notes import Notes
-from fedbt_app.tasks.scores import IGNORED, Pair, Scores, Tally
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
 
+IGNORED = -100  # torch's own mark for "no loss here"
 SPECIAL_PIECES = 2  # [CLS] and [SEP] of a row
 MULTIPLE = 8  # batches are padded to multiples of this: fewer distinct shapes, friendlier kernels
 
 Columns = dict[str, list[Any]]  # column name -> one value a row
 Row = Mapping[str, Any]
 Blocks = tuple[int, ...]
+Tally = dict[str, int]
 
 
 class Settings(Protocol):
@@ -104,6 +105,15 @@ class Read:
     ids: np.ndarray
     positions: np.ndarray
     targets: np.ndarray
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One example's true and predicted label ids, position by position, and the example itself."""
+
+    true: list[int]
+    predicted: list[int]
+    row: Row
 
 
 @dataclass(frozen=True)
@@ -263,10 +273,6 @@ class Task(ABC):
             reduction=reduction,
         )
 
-    def scores(self, labels: tuple[str, ...]) -> Scores:
-        """Return what collects an evaluation's predictions."""
-        return Scores(self, labels)
-
     @abstractmethod
     def tallied(self, pair: Pair, labels: tuple[str, ...]) -> Tally:
         """Count one example's hits and misses, so that counts of many examples can be summed."""
@@ -292,6 +298,11 @@ class Task(ABC):
     def measured(self, depth: int) -> str:
         """Return the schedule that we measured best for so shallow a model; empty: the published."""
         return ""
+
+
+def mean_loss(tally: Mapping[str, float]) -> float:
+    """Return the mean loss of a loss position."""
+    return tally.get("loss", 0.0) / max(1, tally.get("positions", 0))
 
 
 def cut_at(ids: list[int], max_length: int) -> list[int]:

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedbt_app.tasks.base import Reading, SpecialTokens, Task, padded
-from fedbt_app.tasks.scores import IGNORED
+from fedbt_app.tasks.base import IGNORED, Reading, SpecialTokens, Task, padded
 
 
 @dataclass(frozen=True)

@@ -12,22 +12,24 @@ from fedbt_app.tasks.base import (
     SPECIAL_PIECES,
     Blocks,
     Columns,
+    Pair,
     Read,
     Reading,
     Row,
     Settings,
+    Tally,
     Task,
     Tokenised,
     checked_text,
     cut_at,
     in_batches,
+    mean_loss,
 )
 from fedbt_app.tasks.fit import Fit
 from fedbt_app.tasks.labels import fractions_in, lists_in, names_of
 from fedbt_app.tasks.metrics import ACCURACY, LOSS, MACRO_F1
 from fedbt_app.tasks.notes import Notes, note_renamed
 from fedbt_app.tasks.schedules import deepest_in_turn
-from fedbt_app.tasks.scores import Pair, Tally, mean_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

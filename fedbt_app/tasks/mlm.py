@@ -10,21 +10,24 @@ import numpy as np
 
 from fedbt_app.parts import HeadKind
 from fedbt_app.tasks.base import (
+    IGNORED,
     Blocks,
     Columns,
+    Pair,
     Read,
     Reading,
     Row,
     Settings,
+    Tally,
     Task,
     Tokenised,
     checked_text,
     in_batches,
+    mean_loss,
 )
 from fedbt_app.tasks.fit import Fit
 from fedbt_app.tasks.metrics import ACCURACY, LOSS, PERPLEXITY
 from fedbt_app.tasks.schedules import shallow_progressive
-from fedbt_app.tasks.scores import IGNORED, Pair, Tally, mean_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -12,17 +12,21 @@ import numpy as np
 from fedbt_app.errors import FedBTError
 from fedbt_app.parts import HeadKind
 from fedbt_app.tasks.base import (
+    IGNORED,
     SPECIAL_PIECES,
     Blocks,
     Columns,
+    Pair,
     Read,
     Reading,
     Row,
     Settings,
+    Tally,
     Task,
     Tokenised,
     cut_at,
     in_batches,
+    mean_loss,
     padded,
 )
 from fedbt_app.tasks.fit import Fit
@@ -30,7 +34,6 @@ from fedbt_app.tasks.labels import clean
 from fedbt_app.tasks.metrics import ENTITY_F1, LOSS, PRECISION, RECALL
 from fedbt_app.tasks.notes import Notes, note_renamed
 from fedbt_app.tasks.schedules import deepest_in_turn
-from fedbt_app.tasks.scores import IGNORED, Pair, Tally, mean_loss
 from fedbt_app.tasks.tag_schemes import OUTSIDE, bio_names, normalised
 
 if TYPE_CHECKING:

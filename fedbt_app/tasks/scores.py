@@ -1,39 +1,23 @@
 """From predictions to counts, which add up over sites, and from those to metrics."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fedbt_app.tasks.base import IGNORED, Pair, Row, Task
 
 if TYPE_CHECKING:
     import torch
-
-    from fedbt_app.tasks.base import Task
-
-IGNORED = -100  # torch's own mark for "no loss here"
-
-Tally = dict[str, int]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One example's true and predicted label ids, position by position, and the example itself."""
-
-    true: list[int]
-    predicted: list[int]
-    row: Mapping[str, Any]
 
 
 class Scores:
     """Counts predictions over batches, and turns the counts into the task's metrics."""
 
-    def __init__(self, task: "Task", labels: tuple[str, ...] = ()) -> None:
+    def __init__(self, task: Task, labels: tuple[str, ...] = ()) -> None:
         self._task, self._labels = task, labels
         self._sums: Counter[str] = Counter({"loss": 0, "positions": 0})
 
-    def add(
-        self, outputs: "torch.Tensor", targets: "torch.Tensor", rows: Sequence[Mapping[str, Any]]
-    ) -> None:
+    def add(self, outputs: "torch.Tensor", targets: "torch.Tensor", rows: Sequence[Row]) -> None:
         """Add one batch: outputs (B, P, classes), targets (B, P), and the B examples."""
         kept = targets != IGNORED
         loss = self._task.loss(outputs[kept][None], targets[kept][None], reduction="sum")
@@ -52,8 +36,3 @@ class Scores:
     def metrics(self) -> dict[str, float]:
         """Return the metrics over all that was added."""
         return self._task.scored(self.tally, self._labels)
-
-
-def mean_loss(tally: Mapping[str, float]) -> float:
-    """Return the mean loss of a loss position."""
-    return tally.get("loss", 0.0) / max(1, tally.get("positions", 0))

@@ -136,7 +136,7 @@ def evaluate(
 ) -> Scores:
     """Return the scores of `local` on `rows`; mlm masks the same pieces every time."""
     local.module.eval()
-    scores = local.spec.task.scores(local.spec.labels)
+    scores = Scores(local.spec.task, local.spec.labels)
     generator = np.random.default_rng(0)
     for batch in batches(rows, collator, batch_size, generator, shuffled=False):
         outputs = forward.logits(local, batch.to(local.device))

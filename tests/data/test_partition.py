@@ -6,8 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedbt_app.config import PARTITIONERS as OFFERED
 from fedbt_app.config import RunConfig, defaults
-from fedbt_app.data.partition import MIN_ROWS, dirichlet, iid, natural, partition, size_skewed
+from fedbt_app.data.partition import (
+    MIN_ROWS,
+    PARTITIONERS,
+    dirichlet,
+    iid,
+    natural,
+    partition,
+    size_skewed,
+)
 from fedbt_app.errors import FedBTError
 from fedbt_app.tasks.ner import first_entity
 
@@ -16,6 +25,10 @@ BASE = defaults()
 
 def config(**values: Any) -> RunConfig:
     return RunConfig.load(BASE | {name.replace("_", "-"): value for name, value in values.items()})
+
+
+def test_the_setting_offers_what_there_is() -> None:
+    assert tuple(PARTITIONERS) == OFFERED
 
 
 def assert_every_row_once(parts: list[Any], rows: int) -> None:

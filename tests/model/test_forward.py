@@ -10,8 +10,8 @@ from tiny_models import LABELS, local_model, plan_of
 from fedbt_app.encoders import bert as bert_blocks
 from fedbt_app.model import forward
 from fedbt_app.plan import RoundPlan
+from fedbt_app.tasks.base import IGNORED
 from fedbt_app.tasks.batch import Batch
-from fedbt_app.tasks.scores import IGNORED
 
 BLOCKS = (0, 1, 2, 3)
 PLANS = {

@@ -17,17 +17,19 @@ from fedbt_app.tasks import TASKS, metric_named
 from fedbt_app.tasks.base import (
     Blocks,
     Columns,
+    Pair,
     Read,
     Reading,
     Row,
     Settings,
+    Tally,
     Task,
     Tokenised,
     checked_text,
+    mean_loss,
 )
 from fedbt_app.tasks.fit import Fit
 from fedbt_app.tasks.metrics import LOSS, Metric
-from fedbt_app.tasks.scores import Pair, Tally, mean_loss
 from fedbt_app.wire.local_grid import LocalGrid, simulated
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from fedbt_app.errors import FedBTError
 from fedbt_app.tasks import TASKS, metric_named
-from fedbt_app.tasks.base import Reading, SpecialTokens
+from fedbt_app.tasks.base import IGNORED, Reading, SpecialTokens
 from fedbt_app.tasks.batch import Batch, Collator, special_tokens
-from fedbt_app.tasks.scores import IGNORED, Scores
+from fedbt_app.tasks.scores import Scores
 
 PAD, MASK, VOCABULARY = 0, 4, 1000
 TOKENS = SpecialTokens(PAD, MASK, (0, 1, 2, 3, 4), VOCABULARY)
@@ -183,7 +183,7 @@ def tallied(
     task: str, labels: tuple[str, ...], logits: torch.Tensor, truth: torch.Tensor, size: int
 ) -> Scores:
     """Return the scores of examples, each of whose words has one piece."""
-    scores = TASKS[task].scores(labels)
+    scores = Scores(TASKS[task], labels)
     rows = []
     for own in truth:
         kept = own[own != IGNORED].tolist()
@@ -278,7 +278,7 @@ def test_a_site_without_entities_does_not_change_the_score() -> None:
 
 
 def test_entities_that_are_not_read_count_as_missed() -> None:
-    scores = TASKS["ner"].scores(TAGS)
+    scores = Scores(TASKS["ner"], TAGS)
     perfect = torch.nn.functional.one_hot(torch.tensor([[0, 1]]), 3).float()
     cut = {
         "gold": ["B-x", "I-x", "O", "B-x"],
@@ -291,7 +291,7 @@ def test_entities_that_are_not_read_count_as_missed() -> None:
 
 def test_no_rows_give_every_metric_of_the_task_and_all_of_them_finite() -> None:
     for name, task in TASKS.items():
-        found = task.scores(TAGS).metrics()
+        found = Scores(task, TAGS).metrics()
         assert found.keys() == {metric.name for metric in task.metrics}, name
         assert all(np.isfinite(value) for value in found.values()), name
 
